@@ -1,0 +1,65 @@
+"""What the command-line scripts share: how they refuse, and the kinds of number they take.
+
+No torch here, so that `--help` answers at once.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can put right: said in one line, exit code 2, no traceback."""
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the script's docstring as it is written, and every default that is not None."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a script's main: a UserError becomes one line and exit code 2, Ctrl-C exit code 130."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def number(kind: type, low: float, high: float = math.inf, *, open_low: bool = False) -> Callable:
+    """An argparse type: a finite int or float in [low, high], or (low, high] with open_low."""
+
+    def parse(text: str):
+        span = f"{'(' if open_low else '['}{low:g}, {high:g}]"
+        wanted = f"{'an integer' if kind is int else 'a number'} in {span}"
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
+        if not low <= value <= high or (open_low and value == low) or math.isinf(value):
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+        return value
+
+    return parse
+
+
+def pick_device(name: str):
+    """The torch device of `--device`: "auto" takes CUDA, then Apple's MPS, then the CPU."""
+    import torch
+
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)  # a name can be well formed and the device still not there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used: {reason}") from None
+    return device

@@ -1,0 +1,509 @@
+"""Noise schedules, the forward process and the reverse step of DDPM and DDIM.
+
+Notation, after Ho et al. 2020 (DDPM, arXiv:2006.11239) and Song et al. 2021 (DDIM,
+arXiv:2010.02502), with 0-based timesteps t = 0 .. T-1 and abar_{-1} = 1 (t = -1: the clean image):
+
+    alpha_t = 1 - beta_t,    abar_t = alpha_0 alpha_1 ... alpha_t
+
+    one step    q(x_t | x_{t-1}) = N(sqrt(alpha_t) x_{t-1}, beta_t I)                  DDPM eq. 2
+    the jump    q(x_t | x_0)     = N(sqrt(abar_t) x_0, (1 - abar_t) I)                 DDPM eq. 4
+    posterior   q(x_{t-1} | x_t, x_0) = N(mu~_t, beta~_t I)                             DDPM eq. 6-7
+    v-target    v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0                    Salimans & Ho 2022
+
+The conventions, stated once: samples are float tensors of any shape (B, ...), noise and model
+outputs have the sample's shape, and images are scaled to [-1, 1]. Tables are computed in float64;
+what a step multiplies by is a Python float read from them, so a step is a handful of elementwise
+operations on the sample's device and never waits for it. float16 and bfloat16 samples are stepped
+in float32 and returned in their own dtype.
+
+Names and semantics follow diffusers, with two differences, both deliberate: the previous timestep
+is the one that really comes next in `timesteps` (diffusers assumes t - T // S), and DDIM's eta
+scales the variance by default (see `DDIMScheduler`).
+
+    scheduler = DDIMScheduler(beta_schedule="cosine", prediction_type="v_prediction")
+    scheduler.set_timesteps(50)
+    for t in scheduler.timesteps.tolist():
+        x = scheduler.step(model(x, t), t, x, eta=0.0).prev_sample
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "cosine", "sigmoid")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+VARIANCE_TYPES = ("fixed_small", "fixed_large")
+TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
+ETA_CONVENTIONS = ("variance", "std")
+
+
+class SchedulerOutput(NamedTuple):
+    """What a reverse step returns, both of the sample's shape and dtype."""
+
+    prev_sample: Tensor  # x_{t-k}, the input of the next step
+    pred_original_sample: Tensor  # the x_0 predicted at this step, clipped if clip_sample
+
+
+def make_betas(
+    beta_schedule: str, num_train_timesteps: int, beta_start: float, beta_end: float
+) -> Tensor:
+    """The (T,) float64 betas of a named schedule.
+
+    linear             Ho et al. 2020, section 4
+    scaled_linear      linear in sqrt(beta); Rombach et al. 2022 (latent diffusion)
+    squaredcos_cap_v2  abar(s) = cos^2((s + 0.008) / 1.008 pi/2), beta at most 0.999;
+      (or cosine)      Nichol & Dhariwal 2021, eq. 17; beta_start and beta_end play no part
+    sigmoid            sigmoid(-6 .. 6) scaled to beta_start .. beta_end; Xu et al. 2022 (GeoDiff)
+    """
+    T, f64 = num_train_timesteps, torch.float64
+    if beta_schedule == "linear":
+        return torch.linspace(beta_start, beta_end, T, dtype=f64)
+    if beta_schedule == "scaled_linear":
+        if min(beta_start, beta_end) < 0:  # its root would be complex
+            raise ValueError(f"every beta must lie in (0, 1), not {min(beta_start, beta_end):g}")
+        return torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=f64) ** 2
+    if beta_schedule in ("squaredcos_cap_v2", "cosine"):
+        s = torch.arange(T + 1, dtype=f64) / T
+        abar = torch.cos((s + 0.008) / 1.008 * math.pi / 2) ** 2
+        return (1 - abar[1:] / abar[:-1]).clamp(max=0.999)
+    if beta_schedule == "sigmoid":
+        return torch.linspace(-6, 6, T, dtype=f64).sigmoid() * (beta_end - beta_start) + beta_start
+    raise _unknown("beta_schedule", beta_schedule, BETA_SCHEDULES)
+
+
+def rescale_zero_terminal_snr(betas: Tensor) -> Tensor:
+    """Betas whose abar_{T-1} is exactly 0 while abar_0 is kept (Lin et al. 2023, algorithm 1).
+
+    sqrt(abar) is shifted so that it ends at 0 and scaled so that it starts where it did. The last
+    beta becomes 1. Takes and returns (T,) float64; T must be at least 2.
+    """
+    abar_sqrt = (1 - betas).cumprod(0).sqrt()
+    first, last = abar_sqrt[0].clone(), abar_sqrt[-1].clone()
+    abar = ((abar_sqrt - last) * first / (first - last)) ** 2
+    alphas = torch.cat([abar[:1], abar[1:] / abar[:-1]])
+    return 1 - alphas
+
+
+class DDPMScheduler:
+    """The diffusion process and its ancestral sampler (Ho et al. 2020, algorithm 2).
+
+    Args:
+        num_train_timesteps: T >= 1. With `trained_betas` it may be left out.
+        beta_start, beta_end: the range of the linear, scaled_linear and sigmoid schedules.
+        beta_schedule: one of BETA_SCHEDULES, see `make_betas`.
+        trained_betas: (T,) betas of your own, instead of a named schedule.
+        prediction_type: what the network's output is: "epsilon", "v_prediction" or "sample" (x_0).
+        variance_type: "fixed_small" adds noise of variance beta~_t, "fixed_large" of beta_t: the
+            lower and the upper bound of DDPM section 3.2.
+        clip_sample, clip_sample_range: whether the predicted x_0 is clipped to [-range, range].
+        timestep_spacing: how S of the T timesteps are chosen, see `set_timesteps`.
+        rescale_betas_zero_snr: make abar_{T-1} = 0, see `rescale_zero_terminal_snr`. An
+            epsilon-model cannot start there: its x_0 would be a division by 0.
+
+    Attributes:
+        betas, alphas, alphas_cumprod: (T,) float64 on the CPU.
+        timesteps: (S,) int64, strictly descending; all T of them until `set_timesteps` is called.
+        config: the constructor's arguments, JSON-able: `DDPMScheduler(**config)` makes a twin.
+
+    Raises:
+        ValueError: an unknown name, T < 1, a beta outside (0, 1), abar = 0 before T-1, or at T-1
+            with epsilon-prediction.
+    """
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        *,
+        trained_betas: Sequence[float] | Tensor | None = None,
+        prediction_type: str = "epsilon",
+        variance_type: str = "fixed_small",
+        clip_sample: bool = True,
+        clip_sample_range: float = 1.0,
+        timestep_spacing: str = "trailing",
+        rescale_betas_zero_snr: bool = False,
+    ):
+        if trained_betas is not None:
+            trained_betas = torch.as_tensor(trained_betas, dtype=torch.float64)
+            if trained_betas.ndim != 1:
+                raise ValueError(f"trained_betas must be (T,), not {tuple(trained_betas.shape)}")
+            trained_betas = trained_betas.tolist()
+            if num_train_timesteps not in (1000, len(trained_betas)):  # 1000: left at its default
+                raise ValueError(
+                    f"num_train_timesteps is {num_train_timesteps} "
+                    f"but trained_betas has {len(trained_betas)} values"
+                )
+            num_train_timesteps = len(trained_betas)
+        if not _is_int(num_train_timesteps) or num_train_timesteps < 1:
+            raise ValueError(
+                f"num_train_timesteps must be an int >= 1, not {num_train_timesteps!r}"
+            )
+        for name, value, allowed in (
+            ("beta_schedule", beta_schedule, BETA_SCHEDULES),
+            ("prediction_type", prediction_type, PREDICTION_TYPES),
+            ("variance_type", variance_type, VARIANCE_TYPES),
+            ("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS),
+        ):
+            if value not in allowed:
+                raise _unknown(name, value, allowed)
+        if not clip_sample_range > 0:
+            raise ValueError(f"clip_sample_range must be > 0, not {clip_sample_range}")
+
+        if trained_betas is None:
+            betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
+        else:
+            betas = torch.tensor(trained_betas, dtype=torch.float64)
+        # A schedule that already ends at zero SNR has 1 as its last beta, and rescaling keeps it.
+        inside = betas[:-1] if rescale_betas_zero_snr and betas[-1] == 1 else betas
+        # Of 1 - beta, so that a beta too small for float64 to tell from 0 counts as 0.
+        if not ((1 - inside > 0) & (1 - inside < 1)).all():
+            raise ValueError(
+                f"every beta must lie in (0, 1), but they span "
+                f"[{betas.min().item():g}, {betas.max().item():g}]"
+            )
+        if rescale_betas_zero_snr:
+            if num_train_timesteps < 2:
+                raise ValueError("rescale_betas_zero_snr needs num_train_timesteps >= 2, not 1")
+            betas = rescale_zero_terminal_snr(betas)
+
+        self.config = {
+            "num_train_timesteps": num_train_timesteps,
+            "beta_start": beta_start,
+            "beta_end": beta_end,
+            "beta_schedule": beta_schedule,
+            "trained_betas": trained_betas,
+            "prediction_type": prediction_type,
+            "variance_type": variance_type,
+            "clip_sample": clip_sample,
+            "clip_sample_range": clip_sample_range,
+            "timestep_spacing": timestep_spacing,
+            "rescale_betas_zero_snr": rescale_betas_zero_snr,
+        }
+        self.num_train_timesteps = num_train_timesteps
+        self.prediction_type = prediction_type
+        self.betas = betas
+        self.alphas = 1 - betas
+        self.alphas_cumprod = self.alphas.cumprod(0)
+        if (self.alphas_cumprod[:-1] == 0).any():
+            raise ValueError("the betas are too large: abar reaches 0 before the last timestep")
+        if prediction_type == "epsilon" and self.alphas_cumprod[-1] == 0:
+            raise ValueError(
+                "prediction_type 'epsilon' cannot start from abar_T = 0 (it would divide by 0): "
+                "use 'v_prediction' or 'sample' with a zero-terminal-SNR schedule"
+            )
+        self._abar = self.alphas_cumprod.tolist()
+        self._forward_tables: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self._visit(range(num_train_timesteps - 1, -1, -1))
+
+    # ---------------------------------------------------------------- which timesteps are visited
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[int] | Tensor | None = None,
+    ) -> None:
+        """Choose the timesteps that the reverse process visits: S of them, or a list of your own.
+
+        The spacings, after Lin et al. 2023, table 2, for T = 1000 and S = 10:
+
+            leading   t = floor(T/S) i                    900, 800, ..., 100, 0
+            linspace  S rounded points from 0 to T-1      999, 888, ..., 111, 0
+            trailing  t = round(T - i T/S) - 1            999, 899, ..., 199, 99
+
+        Only linspace (S >= 2) and trailing start at T-1, the pure noise that sampling starts from.
+        Always exactly S timesteps, strictly descending, within [0, T).
+
+        Args:
+            num_inference_steps: S, 1 <= S <= T.
+            device: where `self.timesteps` will live; the maths does not need it.
+            timesteps: instead of S, any strictly descending subset of 0 .. T-1.
+
+        Raises:
+            ValueError: both or neither are given, S is out of range, the list is empty, not
+                strictly descending or out of range.
+        """
+        T = self.num_train_timesteps
+        if (num_inference_steps is None) == (timesteps is None):
+            raise ValueError("give exactly one of num_inference_steps and timesteps")
+        if timesteps is not None:
+            timesteps = torch.as_tensor(timesteps).tolist()
+            if not isinstance(timesteps, list) or not timesteps or not all(map(_is_int, timesteps)):
+                raise ValueError(f"timesteps must be a non-empty list of ints, not {timesteps}")
+            if any(a <= b for a, b in zip(timesteps, timesteps[1:], strict=False)):
+                raise ValueError(f"timesteps must be strictly descending, not {timesteps}")
+            if timesteps[0] >= T or timesteps[-1] < 0:
+                raise ValueError(f"timesteps must lie in [0, {T}), not {timesteps}")
+            self._visit(timesteps, device)
+            return
+
+        S = num_inference_steps
+        if not _is_int(S) or not 1 <= S <= T:
+            raise ValueError(f"num_inference_steps must be an int in [1, {T}], not {S!r}")
+        spacing = self.config["timestep_spacing"]
+        # Python's round, like numpy's, rounds halves to even.
+        if spacing == "leading":
+            ascending = [i * (T // S) for i in range(S)]
+        elif spacing == "linspace":
+            ascending = [round(i * ((T - 1) / max(S - 1, 1))) for i in range(S)]
+        else:
+            ascending = [round(T - i * (T / S)) - 1 for i in reversed(range(S))]
+        self._visit(ascending[::-1], device)
+
+    def _visit(self, timesteps: Sequence[int], device: torch.device | str | None = None) -> None:
+        self.timesteps = torch.tensor(list(timesteps), dtype=torch.int64, device=device)
+        self._previous = dict(zip(timesteps, [*timesteps[1:], -1], strict=True))
+
+    def previous_timestep(self, timestep: int | Tensor) -> int:
+        """The timestep that follows in `self.timesteps`; -1, the clean image, after the last.
+
+        Raises:
+            ValueError: the timestep is not one of `self.timesteps`.
+        """
+        t = int(timestep)
+        if t not in self._previous or t != timestep:
+            raise ValueError(
+                f"timestep {timestep} is not among the {len(self._previous)} timesteps in use, "
+                f"{self._brief()}: see set_timesteps"
+            )
+        return self._previous[t]
+
+    def _brief(self) -> str:
+        ts = [str(t) for t in self._previous]
+        return ", ".join(ts if len(ts) <= 5 else [*ts[:3], "...", ts[-1]])
+
+    # --------------------------------------------------------------------------- forward process
+
+    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
+        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (DDPM eq. 4).
+
+        Args:
+            original_samples, noise: x_0 and eps, both (B, ...).
+            timesteps: integers in [0, T), of shape (), (1,) or (B,). Their range is checked on the
+                CPU only: on an accelerator the check would have to wait for the device.
+
+        Returns:
+            x_t, of x_0's shape, dtype and device.
+
+        Raises:
+            ValueError: shapes that do not match, timesteps that are no integers or out of range.
+        """
+        sqrt_abar, sqrt_one_minus_abar = self._forward(original_samples, noise, timesteps)
+        return sqrt_abar * original_samples + sqrt_one_minus_abar * noise
+
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
+        """v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0 (Salimans & Ho 2022, section 4).
+
+        The arguments, the result and the errors are those of `add_noise`; `sample` is x_0.
+        """
+        sqrt_abar, sqrt_one_minus_abar = self._forward(sample, noise, timesteps)
+        return sqrt_abar * noise - sqrt_one_minus_abar * sample
+
+    def _forward(self, x0: Tensor, noise: Tensor, timesteps: Tensor | int) -> tuple[Tensor, Tensor]:
+        """sqrt(abar_t) and sqrt(1 - abar_t), shaped to broadcast against (B, ...)."""
+        _check_same_shape("noise", noise, "the samples", x0)
+        t = torch.as_tensor(timesteps)
+        if t.is_floating_point() or t.dtype == torch.bool:
+            raise ValueError(f"timesteps must be integers, not {t.dtype}")
+        if t.ndim > 1 or (t.ndim == 1 and len(t) not in (1, *x0.shape[:1])):
+            raise ValueError(
+                f"timesteps must have shape (), (1,) or ({', '.join(map(str, x0.shape[:1]))},) "
+                f"for samples of shape {tuple(x0.shape)}, not {tuple(t.shape)}"
+            )
+        if t.device.type == "cpu" and t.numel() and not 0 <= t.min() <= t.max() < len(self._abar):
+            raise ValueError(
+                f"timesteps must lie in [0, {len(self._abar)}), "
+                f"not [{t.min().item()}, {t.max().item()}]"
+            )
+        key = (x0.device, x0.dtype)
+        if key not in self._forward_tables:  # float64 to the end, then one rounding to x0's dtype
+            abar = self.alphas_cumprod
+            self._forward_tables[key] = tuple(
+                c.sqrt().to(x0.dtype).to(x0.device) for c in (abar, 1 - abar)
+            )
+        t = t.to(x0.device, torch.int64)  # a uint8 index would be a mask
+        if x0.ndim:  # nor a 0-d index: it makes a view, which stays bound to inference_mode
+            t = t.view(-1, *[1] * (x0.ndim - 1))
+        return tuple(table[t] for table in self._forward_tables[key])
+
+    # --------------------------------------------------------------------------- reverse process
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        variance_noise: Tensor | None = None,
+    ) -> SchedulerOutput:
+        """Sample q(x_{t-k} | x_t, x_0) = N(mu~_t, beta~_t I) with the predicted x_0 (DDPM eq. 6-7).
+
+        Args:
+            model_output: the network's eps, v or x_0 (`prediction_type`) at x_t, (B, ...).
+            timestep: t, an int or 0-d tensor among `self.timesteps`.
+            sample: x_t, (B, ...).
+            generator: draws the step's noise. The last step has none: its result is x_0.
+            variance_noise: the noise itself, (B, ...), instead of a generator.
+
+        Raises:
+            ValueError: a timestep not in use, shapes that do not match, generator and noise both.
+        """
+        self._check_step(model_output, sample, generator, variance_noise)
+        abar_t, abar_prev = self._abar_pair(timestep)
+        alpha_t = (
+            abar_t / abar_prev
+        )  # of the jump from x_{t-k} to x_t; alpha_t of the paper when k = 1
+        beta_t = 1 - alpha_t
+        x_t = _at_least_float32(sample)
+        x0 = self._pred_original_sample(model_output, abar_t, x_t)
+        mean = (math.sqrt(abar_prev) * beta_t / (1 - abar_t)) * x0  # mu~_t, DDPM eq. 7
+        mean.add_(x_t, alpha=math.sqrt(alpha_t) * (1 - abar_prev) / (1 - abar_t))
+        if self.config["variance_type"] == "fixed_small" or abar_prev == 1:
+            beta_t *= (1 - abar_prev) / (1 - abar_t)  # beta~_t, DDPM eq. 7; 0 at the last step
+        return self._add_variance(mean, x0, beta_t, sample, generator, variance_noise)
+
+    def _abar_pair(self, timestep: int | Tensor) -> tuple[float, float]:
+        """abar at this timestep and at the one that comes next, 1 for the clean image."""
+        prev = self.previous_timestep(timestep)
+        return self._abar[int(timestep)], self._abar[prev] if prev >= 0 else 1.0
+
+    def _pred_original_sample(self, model_output: Tensor, abar_t: float, x_t: Tensor) -> Tensor:
+        """x_0 from what the network predicts, clipped if clip_sample."""
+        if self.prediction_type == "epsilon":  # DDPM eq. 15
+            x0 = (x_t * (1 / math.sqrt(abar_t))).sub_(
+                model_output, alpha=math.sqrt(1 - abar_t) / math.sqrt(abar_t)
+            )
+        elif self.prediction_type == "v_prediction":  # Salimans & Ho 2022, section 4
+            x0 = (x_t * math.sqrt(abar_t)).sub_(model_output, alpha=math.sqrt(1 - abar_t))
+        else:
+            x0 = model_output.to(x_t.dtype, copy=True)
+        if self.config["clip_sample"]:
+            x0.clamp_(-self.config["clip_sample_range"], self.config["clip_sample_range"])
+        return x0
+
+    @staticmethod
+    def _check_step(model_output, sample, generator, variance_noise) -> None:
+        _check_same_shape("model_output", model_output, "sample", sample)
+        if variance_noise is not None:
+            _check_same_shape("variance_noise", variance_noise, "sample", sample)
+            if generator is not None:
+                raise ValueError("give one of generator and variance_noise, not both")
+
+    @staticmethod
+    def _add_variance(mean, x0, variance, sample, generator, variance_noise) -> SchedulerOutput:
+        """N(mean, variance I), in the sample's dtype; consumes `mean`."""
+        if variance > 0:
+            if variance_noise is None:
+                device = sample.device if generator is None else generator.device
+                variance_noise = torch.randn(
+                    sample.shape, generator=generator, dtype=mean.dtype, device=device
+                )
+            mean.add_(variance_noise.to(mean.device), alpha=math.sqrt(variance))
+        return SchedulerOutput(mean.to(sample.dtype), x0.to(sample.dtype))
+
+
+class DDIMScheduler(DDPMScheduler):
+    """DDIM (Song et al. 2021): the same training, a family of reverse processes, eta in [0, 1].
+
+    eta = 0 is deterministic, eta = 1 is DDPM ("fixed_small") over the timesteps visited.
+    In between, the noise's variance is
+
+        eta_convention = "variance"   sigma_t^2 = eta beta~_t        this lab's convention
+                         "std"        sigma_t   = eta sqrt(beta~_t)  DDIM eq. 16 and diffusers
+
+    which agree at 0 and 1; "variance" at eta is "std" at sqrt(eta).
+
+    Args: those of `DDPMScheduler`, and eta_convention. `variance_type` is not used.
+    """
+
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        *,
+        eta_convention: str = "variance",
+        **kwargs,
+    ):
+        super().__init__(num_train_timesteps, beta_start, beta_end, beta_schedule, **kwargs)
+        if eta_convention not in ETA_CONVENTIONS:
+            raise _unknown("eta_convention", eta_convention, ETA_CONVENTIONS)
+        self.config["eta_convention"] = eta_convention
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | Tensor,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = True,
+        generator: torch.Generator | None = None,
+        variance_noise: Tensor | None = None,
+    ) -> SchedulerOutput:
+        """x_{t-k} from the predicted x_0 and eps (DDIM eq. 12), with sigma_t of eta.
+
+        Args: those of `DDPMScheduler.step`, and
+            eta: in [0, 1].
+            use_clipped_model_output: re-derive eps from the clipped x_0, so that x_0 and eps still
+                make up x_t: eta = 1 is the DDPM posterior only then. diffusers' default is False.
+
+        Raises:
+            ValueError: as `DDPMScheduler.step`, and eta outside [0, 1].
+        """
+        self._check_step(model_output, sample, generator, variance_noise)
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1], not {eta}")
+        abar_t, abar_prev = self._abar_pair(timestep)
+        posterior_variance = (1 - abar_prev) / (1 - abar_t) * (1 - abar_t / abar_prev)  # beta~_t
+        scale = eta if self.config["eta_convention"] == "variance" else eta**2
+        variance = scale * posterior_variance  # sigma_t^2
+
+        x_t = _at_least_float32(sample)
+        x0 = self._pred_original_sample(model_output, abar_t, x_t)
+        # DDIM eq. 12: x_{t-k} = sqrt(abar_{t-k}) x_0 + sqrt(1 - abar_{t-k} - sigma^2) eps + sigma z
+        direction = math.sqrt(max(1 - abar_prev - variance, 0))
+        if use_clipped_model_output:
+            # eps = (x_t - sqrt(abar_t) x_0) / sqrt(1 - abar_t), put in: a sum of x_0 and x_t
+            k = direction / math.sqrt(1 - abar_t)
+            prev_sample = (math.sqrt(abar_prev) - k * math.sqrt(abar_t)) * x0
+            prev_sample.add_(x_t, alpha=k)
+        else:
+            prev_sample = math.sqrt(abar_prev) * x0
+            prev_sample.add_(self._pred_epsilon(model_output, abar_t, x_t), alpha=direction)
+        return self._add_variance(prev_sample, x0, variance, sample, generator, variance_noise)
+
+    def _pred_epsilon(self, model_output: Tensor, abar_t: float, x_t: Tensor) -> Tensor:
+        """eps as the network has it, untouched by the clipping of x_0."""
+        model_output = model_output.to(x_t.dtype)  # half precision would round each product
+        if self.prediction_type == "epsilon":
+            return model_output
+        if self.prediction_type == "v_prediction":  # eps = sqrt(abar) v + sqrt(1 - abar) x_t
+            return math.sqrt(abar_t) * model_output + math.sqrt(1 - abar_t) * x_t
+        return (x_t - math.sqrt(abar_t) * model_output) / math.sqrt(1 - abar_t)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _is_int(x: object) -> bool:
+    return isinstance(x, int) and not isinstance(x, bool)
+
+
+def _check_same_shape(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    if x.shape != other.shape:
+        raise ValueError(
+            f"{name} has shape {tuple(x.shape)} but {other_name} {tuple(other.shape)}: "
+            "they must be the same"
+        )
+
+
+def _unknown(name: str, value: object, allowed: Sequence[str]) -> ValueError:
+    return ValueError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
