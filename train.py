@@ -1,0 +1,501 @@
+"""Train a diffusion UNet on MNIST.
+
+one CPU or GPU:   python train.py --pred v
+a time budget:    python train.py --pred eps --minutes 10
+several GPUs:     torchrun --nproc-per-node=8 train.py --pred v --batch-size 512
+several nodes:    torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d \\
+                           --rdzv-endpoint=HOST:29500 train.py --pred v --batch-size 1024
+after a stop:     python train.py --resume checkpoints/v.state.pt
+
+Writes <out>.pt (what infer.py needs: EMA weights and configuration), <out>.state.pt (what
+--resume needs), <out>.jsonl (a line a log interval), <out>.png (the loss curve) and sample grids.
+Ctrl-C saves and leaves. A run of given --epochs or --steps that was stopped, or killed, and resumed
+ends with the same weights, bit for bit on a CPU, as one that never was.
+"""
+
+import argparse
+import copy
+import json
+import math
+import os
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import checkpoint
+import cli
+from cli import UserError
+from data import DATASETS, load_dataset, to_uint8, to_unit_range
+from sampling import sample, save_grid
+from scheduler import BETA_SCHEDULES, DDIMScheduler, DDPMScheduler
+from unet import UNet
+
+PREDICTION_TYPES = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}
+MAY_CHANGE_ON_RESUME = {
+    "resume",
+    "device",
+    "data",
+    "compile",
+}  # where it runs, not what it computes
+
+
+def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[str]]:
+    """The arguments, and the names of those that stood on the command line."""
+    natural, positive = cli.number(int, 1), cli.number(float, 0, open_low=True)
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    p.add_argument(
+        "--pred", choices=PREDICTION_TYPES, default="v", help="what the network predicts"
+    )
+    length = p.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=natural, help="length of the run (default: 5 epochs)")
+    length.add_argument("--steps", type=natural, help="its length in optimizer steps instead")
+    length.add_argument("--minutes", type=positive, help="its length in wall-clock time instead")
+    p.add_argument("--batch-size", type=natural, default=64, help="over all processes")
+    p.add_argument("--lr", type=positive, default=3e-3, help="peak learning rate of AdamW")
+    p.add_argument(
+        "--muon-lr",
+        type=cli.number(float, 0),
+        default=0.02,
+        help="peak learning rate of Muon, which updates the hidden weight matrices; 0: AdamW does",
+    )
+    p.add_argument("--warmup", type=natural, default=100, help="steps; at most a fifth of the run")
+    p.add_argument("--clip", type=positive, default=1.0, help="largest norm of the gradient")
+    p.add_argument("--ema", type=cli.number(float, 0, 1), default=0.999, help="decay a step")
+    p.add_argument(
+        "--density",
+        choices=("lognormal", "uniform"),
+        default="lognormal",
+        help="of the training timesteps: log-SNR from N(0, 2^2), or t uniform",
+    )
+    p.add_argument(
+        "--channels", type=cli.number(int, 2), default=32, help="width of the UNet, even"
+    )
+    p.add_argument("--schedule", choices=BETA_SCHEDULES, default="cosine", help="of the betas")
+    p.add_argument("--zero-snr", action="store_true", help="rescale the betas to abar_T = 0")
+    p.add_argument("--timesteps", type=natural, default=1000, help="T")
+    p.add_argument("--dataset", choices=DATASETS, default="mnist", help="what to learn")
+    p.add_argument("--data", default="data", metavar="DIR", help="where the dataset is, or will be")
+    p.add_argument("--seed", type=cli.number(int, 0, 2**31), default=0, help="of everything random")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
+    p.add_argument("--compile", action="store_true", help="torch.compile: pays on a GPU")
+    p.add_argument(
+        "--out", metavar="FILE.pt", help="the checkpoint (default: checkpoints/<pred>.pt)"
+    )
+    p.add_argument("--samples", default="samples", metavar="DIR", help="where the grids go")
+    p.add_argument("--save-every", type=natural, metavar="N", help="steps (default: an epoch)")
+    p.add_argument("--log-every", type=natural, default=50, metavar="N", help="steps")
+    p.add_argument("--resume", metavar="FILE.state.pt", help="go on from here, with its arguments")
+    args = p.parse_args(argv)
+    given = p.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args))))
+    if args.channels % 2:
+        p.error(f"--channels must be even, not {args.channels}")
+    if args.out is not None and Path(args.out).suffix != ".pt":
+        p.error(f"--out must end in .pt, not {args.out!r}")
+    if not (args.epochs or args.steps or args.minutes):
+        args.epochs = 5
+    args.out = args.out or f"checkpoints/{args.pred}.pt"
+    return args, {name for name, value in vars(given).items() if value is not None}
+
+
+# ------------------------------------------------------------------------------------ the recipe
+
+
+def timestep_cdf(alphas_cumprod: Tensor, density: str) -> Tensor:
+    """The (T,) cumulative distribution that training timesteps are drawn from.
+
+    "lognormal": log-SNR_t = log(abar_t / (1 - abar_t)) is normal with mean 0 and deviation 2, so
+    most images are seen where noise and signal are of like size: there the network has most to
+    learn (Karras et al. 2022, section 5; Kingma & Gao 2023). "uniform": DDPM, algorithm 1.
+    """
+    if density == "uniform":
+        return torch.arange(1, len(alphas_cumprod) + 1, dtype=torch.float64) / len(alphas_cumprod)
+    log_snr = torch.logit(alphas_cumprod)
+    cdf = torch.special.ndtr(-log_snr / 2)  # log-SNR falls as t grows
+    return cdf / cdf[-1]
+
+
+def draw_timesteps(cdf: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """n timesteps by inverse transform, stratified: one from each n-th of the distribution."""
+    u = torch.arange(n, device=cdf.device) + torch.rand(n, generator=generator, device=cdf.device)
+    return torch.searchsorted(cdf, (u / n).to(cdf.dtype)).clamp_(max=len(cdf) - 1)
+
+
+def learning_rate_factor(step: int, total_steps: int, warmup: int) -> float:
+    """Linear warm-up, then a cosine from 1 to 0 (Loshchilov & Hutter 2017)."""
+    warmup = max(1, min(warmup, total_steps // 5))
+    return (
+        min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1, step / total_steps)))
+    )
+
+
+def ema_decay(step: int, decay: float) -> float:
+    """The decay with its warm-up: early on, the average spans about a tenth of the run so far."""
+    return min(decay, (1 + step) / (10 + step))
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """About U V^T of every G = U S V^T in (..., m, n): Newton-Schulz (Jordan et al. 2024)."""
+    X = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
+    X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        A = X @ X.mT
+        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+    return X if matrices.shape[-2] <= matrices.shape[-1] else X.mT
+
+
+class Muon(torch.optim.Optimizer):
+    """SGD with Nesterov momentum whose updates are orthogonalised (Jordan et al. 2024).
+
+    For weights of two or more dimensions, a convolution's taken as the matrix (out, in * k * k).
+    torch.optim.Muon takes only 2-D parameters, one at a time; here equal shapes are batched.
+    """
+
+    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95):
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            same_shape = defaultdict(list)
+            for p in group["params"]:
+                momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                momentum.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(momentum, group["momentum"])  # Nesterov
+                same_shape[len(p), p[0].numel()].append((p, update.flatten(1)))
+            for (rows, columns), pairs in same_shape.items():
+                updates = orthogonalize(torch.stack([update for _, update in pairs]))
+                scale = group["lr"] * max(1, rows / columns) ** 0.5
+                for (p, _), update in zip(pairs, updates, strict=True):
+                    p.add_(update.view(p.shape), alpha=-scale)
+
+
+def make_optimizers(model: UNet, lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
+    """AdamW for the stem, the head, embeddings, norms and biases; Muon for the hidden matrices."""
+    hidden, rest = [], []
+    for name, p in model.named_parameters():
+        outer = name.startswith(("stem", "head", "time_embed", "label_embed"))
+        (hidden if p.ndim >= 2 and not outer and muon_lr else rest).append(p)
+    optimizers = [torch.optim.AdamW(rest, lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)]
+    if hidden:
+        optimizers.append(Muon(hidden, muon_lr))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
+def training_target(scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """What the network should answer at x_t."""
+    if scheduler.prediction_type == "epsilon":
+        return noise
+    return (
+        scheduler.get_velocity(x0, noise, t) if scheduler.prediction_type == "v_prediction" else x0
+    )
+
+
+def diffusion_loss(
+    model: nn.Module, scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, t: Tensor
+) -> Tensor:
+    """The mean squared error of the prediction (DDPM eq. 14, for any target)."""
+    x_t = scheduler.add_noise(x0, noise, t)
+    with torch.autocast(x0.device.type, torch.bfloat16, enabled=x0.device.type == "cuda"):
+        prediction = model(x_t, t)
+    return F.mse_loss(prediction.float(), training_target(scheduler, x0, noise, t))
+
+
+@torch.inference_mode()
+def validation_loss(model: nn.Module, scheduler: DDPMScheduler, images: Tensor) -> float:
+    """The loss on these images with t uniform; noise and timesteps are the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    T, losses = scheduler.num_train_timesteps, []
+    for batch in images.split(256):
+        x0 = to_unit_range(batch)
+        uniform = torch.arange(1, T + 1) / T
+        t = draw_timesteps(uniform, len(x0), generator).to(x0.device)
+        noise = torch.randn(x0.shape, generator=generator).to(x0.device)
+        losses.append(diffusion_loss(model, scheduler, x0, noise, t) * len(x0))
+    return (sum(losses) / len(images)).item()
+
+
+# ------------------------------------------------------------------------------------- the script
+
+
+def resume(args: argparse.Namespace, given: set[str]) -> dict:
+    """Read the training state, and put its arguments in place of those not given."""
+    keys = ("args", "step", "elapsed", "model", "ema", "optimizers", "generator")
+    state = checkpoint.load(args.resume, *keys)
+    stored = state["args"]
+    for name in sorted(given - MAY_CHANGE_ON_RESUME):
+        if getattr(args, name) != stored.get(name):
+            raise UserError(
+                f"--{name.replace('_', '-')} {getattr(args, name)} contradicts {args.resume}, "
+                f"whose run has {stored.get(name)}: leave it out"
+            )
+    keep = {name: getattr(args, name) for name in MAY_CHANGE_ON_RESUME & (given | {"resume"})}
+    vars(args).update(stored | keep)
+    return state
+
+
+def draw_loss_curve(log_path: Path, picture_path: Path) -> None:
+    """Training and validation loss against images seen, from the log."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    lines = [json.loads(line) for line in log_path.read_text().splitlines()]
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    for key, style in (("loss", "-"), ("val_loss", "o-")):
+        points = [(line["images"], line[key]) for line in lines if key in line]
+        axes.plot(*zip(*points, strict=True), style, label=key, lw=1, ms=4) if points else None
+    axes.set(xlabel="images seen", ylabel="mean squared error", yscale="log")
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(picture_path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> int:
+    args, given = parse_args()
+    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    state = resume(args, given) if args.resume else None
+    device = cli.pick_device(args.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")  # TF32 where float32 remains
+    if args.batch_size % world:
+        raise UserError(f"--batch-size {args.batch_size} does not split over {world} processes")
+    if world > 1:
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    try:
+        return train(args, state, device, world, rank)
+    finally:
+        if world > 1:
+            dist.destroy_process_group()
+
+
+def train(
+    args: argparse.Namespace, state: dict | None, device: torch.device, world: int, rank: int
+) -> int:
+    out = Path(args.out)
+    state_path, log_path = out.with_suffix(".state.pt"), out.with_suffix(".jsonl")
+    samples = Path(args.samples)
+    say = tqdm.write if rank == 0 else lambda *_: None
+
+    # ----- data, on the device as uint8. Rank 0 fetches it, the others wait and then read it.
+    if rank == 0:
+        load_dataset(args.dataset, "train", args.data)
+    if world > 1:
+        dist.barrier()
+    images = load_dataset(args.dataset, "train", args.data)[0].to(device)
+    held_out = load_dataset(args.dataset, "test", args.data)[0][:2048].to(device)
+    shape = tuple(images.shape[1:])
+    if args.batch_size > len(images):
+        raise UserError(f"--batch-size {args.batch_size} is more than the {len(images)} images")
+    steps_per_epoch = len(images) // args.batch_size
+    total_steps = args.steps or (args.epochs or 1000) * steps_per_epoch  # --minutes fits it below
+    save_every = args.save_every or steps_per_epoch
+
+    # ----- model, optimizers, randomness
+    try:
+        scheduler = DDPMScheduler(
+            args.timesteps,
+            beta_schedule=args.schedule,
+            prediction_type=PREDICTION_TYPES[args.pred],
+            rescale_betas_zero_snr=args.zero_snr,
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    torch.manual_seed(args.seed)
+    model = UNet(in_channels=shape[0], channels=args.channels)
+    model = model.to(device, memory_format=torch.channels_last)
+    ema = copy.deepcopy(model).requires_grad_(False).eval()
+    optimizers = make_optimizers(model, args.lr, args.muon_lr)
+    generator = torch.Generator(device).manual_seed(args.seed)
+    cdf = timestep_cdf(scheduler.alphas_cumprod, args.density).float().to(device)
+    step, elapsed = 0, 0.0
+    if state is not None:
+        try:
+            model.load_state_dict(state["model"])
+            ema.load_state_dict(state["ema"])
+            for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(optimizer_state)
+            generator.set_state(state["generator"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{args.resume} does not fit this run: {reason}") from None
+        step, elapsed = state["step"], state["elapsed"]
+    forward = torch.compile(model) if args.compile else model
+    if world > 1:
+        forward = nn.parallel.DistributedDataParallel(forward)
+
+    # ----- files
+    if rank == 0:
+        if state is None and state_path.exists():
+            say(f"note: replacing {state_path} of an earlier run (--resume would go on from it)")
+        kept = []
+        if state is not None and log_path.exists():
+            kept = [s for s in log_path.read_text().splitlines() if json.loads(s)["step"] <= step]
+        checkpoint.write_atomically(log_path, "".join(f"{line}\n" for line in kept).encode())
+
+    def log(**record: float) -> None:
+        if rank == 0:
+            with open(log_path, "a") as file:
+                file.write(
+                    json.dumps({"step": step, "images": step * args.batch_size} | record) + "\n"
+                )
+
+    def save() -> None:
+        if rank:
+            return
+        training = {
+            "args": {k: v for k, v in vars(args).items() if k not in MAY_CHANGE_ON_RESUME},
+            "step": step,
+            "images": step * args.batch_size,
+            "elapsed": elapsed,
+        }
+        model_contents = checkpoint.model_checkpoint(ema, scheduler, shape, training)
+        checkpoint.save(out, model_contents)
+        state_contents = {
+            "format": checkpoint.FORMAT,
+            "args": vars(args),
+            "step": step,
+            "elapsed": elapsed,
+            "model": model.state_dict(),
+            "ema": ema.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "generator": generator.get_state(),
+        }
+        checkpoint.save(state_path, state_contents)
+
+    def preview(path: Path, steps: int) -> None:
+        if rank:
+            return
+        ddim = DDIMScheduler(**scheduler.config)
+        ddim.set_timesteps(min(steps, args.timesteps))
+        x = sample(ema, ddim, torch.arange(64, device=device), shape, seed=args.seed)
+        save_grid(path, to_uint8(x), nrow=8)
+
+    # ----- signals: finish the step, save, leave
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda received, _: signals.append(received))
+
+    bar = tqdm(
+        total=total_steps * args.batch_size,
+        initial=step * args.batch_size,
+        unit="img",
+        unit_scale=True,
+        disable=rank > 0,
+        smoothing=0.05,
+        desc=f"{args.pred} on {device.type}",
+    )
+    started, log_started, log_step = time.monotonic() - elapsed, time.monotonic(), step
+    losses = torch.zeros(args.log_every, device=device)  # read once a log interval: no sync a step
+    norms = torch.zeros_like(losses)
+    permutation_epoch, factor, saved_step = -1, 0.0, step if state else None
+    while step < total_steps:
+        # ----- the batch. Every rank draws the global batch and takes its slice of it.
+        epoch, i = divmod(step, steps_per_epoch)
+        if (
+            epoch != permutation_epoch
+        ):  # a function of (seed, epoch), so that a resumed run has it too
+            shuffle = torch.Generator().manual_seed(args.seed * 1_000_003 + epoch)
+            permutation = torch.randperm(len(images), generator=shuffle).to(device)
+            permutation_epoch = epoch
+        index = permutation[i * args.batch_size : (i + 1) * args.batch_size]
+        t = draw_timesteps(cdf, args.batch_size, generator)
+        noise = torch.randn(args.batch_size, *shape, generator=generator, device=device)
+        index, t, noise = (tensor.tensor_split(world)[rank] for tensor in (index, t, noise))
+        x0 = to_unit_range(images[index])
+
+        # ----- the step
+        loss = diffusion_loss(forward, scheduler, x0, noise, t)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+        factor = learning_rate_factor(step, total_steps, args.warmup)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            optimizer.step()
+            optimizer.zero_grad()
+        decay = ema_decay(step, args.ema)
+        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+        losses[step - log_step], norms[step - log_step] = loss.detach(), norm
+        step += 1
+        bar.update(args.batch_size)
+
+        # ----- now and then
+        epoch_ends = step % steps_per_epoch == 0 or step == total_steps
+        save_due = step % save_every == 0 or step == total_steps
+        stop = bool(signals) and world == 1  # several ranks agree on it at the log interval
+        if step - log_step == args.log_every or epoch_ends or save_due or stop:
+            now = time.monotonic()
+            elapsed = now - started
+            window = losses[: step - log_step], norms[: step - log_step]
+            stop_flag = torch.tensor([float(len(signals) > 0), elapsed], device=device)
+            if world > 1:
+                dist.all_reduce(window[0], dist.ReduceOp.SUM)
+                window[0].div_(world)
+                dist.all_reduce(stop_flag, dist.ReduceOp.MAX)
+            stop, elapsed = bool(stop_flag[0]), stop_flag[1].item()
+            for k, (value, size) in enumerate(zip(*(w.tolist() for w in window), strict=True)):
+                if not math.isfinite(value + size):
+                    bar.close()
+                    good = f"{state_path} (step {saved_step})" if saved_step is not None else "none"
+                    raise UserError(
+                        f"the loss is {value} and the gradient's norm {size} "
+                        f"at step {log_step + k + 1}, lr {args.lr * factor:.3g}; "
+                        f"last good checkpoint: {good}"
+                    )
+            mean_loss = window[0].mean().item()
+            rate = (step - log_step) * args.batch_size / (now - log_started)
+            bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
+            log(loss=mean_loss, lr=args.lr * factor, images_per_s=rate, elapsed=elapsed)
+            if (
+                args.minutes is not None
+            ):  # fit the length, and the schedules with it, to what is left
+                left = args.minutes * 60 - elapsed
+                per_step = elapsed / step
+                total_steps = max(step, step + round(left / per_step))
+                epoch_ends = epoch_ends or step == total_steps
+                bar.total = total_steps * args.batch_size
+            if epoch_ends:
+                val_loss = validation_loss(ema, scheduler, held_out)
+                log(val_loss=val_loss)
+                bar.set_postfix(loss=f"{mean_loss:.4f}", val=f"{val_loss:.4f}", refresh=False)
+                if step < total_steps:
+                    preview(samples / f"{out.stem}-epoch{step // steps_per_epoch:02d}.png", 20)
+            if save_due or stop or step == total_steps:
+                save()
+                saved_step = step
+            if stop and step < total_steps:
+                bar.close()
+                say(f"stopped at step {step} of {total_steps}; go on with")
+                say(f"  python train.py --resume {state_path}")
+                return 128 + (signals[0] if signals else signal.SIGTERM)
+            log_started, log_step = time.monotonic(), step
+    bar.close()
+
+    if rank == 0:
+        preview(samples / f"{out.stem}.png", 50)
+        curve = out.with_suffix(".png")
+        draw_loss_curve(log_path, curve)
+        say(f"checkpoint  {out}\nsamples     {samples / out.stem}.png\nloss curve  {curve}")
+        say(f"log         {log_path}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)
