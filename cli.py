@@ -7,25 +7,42 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class UserError(Exception):
     """Something the user can put right: said in one line, exit code 2, no traceback."""
 
 
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that refuses in one line; its description is printed as it is written."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=HelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} (--help tells more)", file=sys.stderr)
+        sys.exit(2)
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the script's docstring as it is written, and every default that is not None."""
+    """Shows every default that is not None."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default is None else super()._get_help_string(action)
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Run a script's main: a UserError becomes one line and exit code 2, Ctrl-C exit code 130."""
+    """Run a script's main. What the user or the system (a full disk) can put right becomes one line
+    and exit code 2, Ctrl-C exit code 130."""
     try:
         sys.exit(main())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -25,7 +25,7 @@ FILM_IMAGES = 16
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     natural = cli.number(int, 1)
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    p = cli.Parser(__doc__)
     p.add_argument("--ckpt", required=True, metavar="FILE.pt", help="what train.py wrote")
     p.add_argument("--n", type=natural, default=64, help="how many images")
     p.add_argument("--steps", type=natural, default=50, help="how many timesteps are visited")
@@ -120,7 +120,7 @@ def main() -> int:
             first_row, row_bytes = file.tell(), math.prod(pixels_shape)
             mine = torch.arange(args.n).tensor_split(world)[rank]
             bar = tqdm(total=len(mine), unit="img", desc=name, disable=rank > 0)
-            for images in mine.to(device).split(args.batch_size):
+            for images in mine.to(device).split(args.batch_size) if len(mine) else ():
                 x = sample(
                     model,
                     scheduler,
@@ -150,10 +150,6 @@ def main() -> int:
                 print(f"array   {out.with_suffix('.npy')} {(args.n, *pixels_shape)} uint8")
             if png_dir:
                 print(f"images  {png_dir}/ ({args.n} files)")
-    except OSError as error:
-        raise UserError(
-            f"cannot write {error.filename or out}: {error.strerror or error}"
-        ) from None
     finally:
         if rank == 0:
             part.unlink(missing_ok=True)

@@ -77,9 +77,9 @@ def sample(
     Returns:
         (B, *shape) float32 in about [-1, 1].
     """
-    if len(images) == 1:  # on its own it would go through other kernels, which round differently
-        pair = images.repeat(2)
-        return sample(model, scheduler, pair, shape, seed=seed, eta=eta, callback=callback)[:1]
+    n = len(images)
+    if n == 1:  # a lone image would go through other kernels, which round differently
+        images = images.repeat(2)
     x = image_noise(seed, images, 0, shape)
     steps = scheduler.timesteps.tolist()
     ddim = isinstance(scheduler, DDIMScheduler)
@@ -92,9 +92,9 @@ def sample(
         kwargs = {"variance_noise": noise} | ({"eta": eta} if ddim else {})
         prev_sample, pred_original_sample = scheduler.step(output, t, x, **kwargs)
         if callback is not None:
-            callback(t, x, pred_original_sample)
+            callback(t, x[:n], pred_original_sample[:n])
         x = prev_sample
-    return x
+    return x[:n]
 
 
 def make_grid(images: Tensor, nrow: int, pad: int = 2) -> Tensor:

@@ -40,18 +40,14 @@ from scheduler import BETA_SCHEDULES, DDIMScheduler, DDPMScheduler
 from unet import UNet
 
 PREDICTION_TYPES = {"v": "v_prediction", "eps": "epsilon", "x0": "sample"}
-MAY_CHANGE_ON_RESUME = {
-    "resume",
-    "device",
-    "data",
-    "compile",
-}  # where it runs, not what it computes
+# Where a run takes place, not what it computes.
+MAY_CHANGE_ON_RESUME = {"resume", "device", "data", "compile"}
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[str]]:
     """The arguments, and the names of those that stood on the command line."""
     natural, positive = cli.number(int, 1), cli.number(float, 0, open_low=True)
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=cli.HelpFormatter)
+    p = cli.Parser(__doc__)
     p.add_argument(
         "--pred", choices=PREDICTION_TYPES, default="v", help="what the network predicts"
     )
@@ -193,6 +189,12 @@ def make_optimizers(model: UNet, lr: float, muon_lr: float) -> list[torch.optim.
     return optimizers
 
 
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """ema <- decay ema + (1 - decay) model."""
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+
+
 def training_target(scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """What the network should answer at x_t."""
     if scheduler.prediction_type == "epsilon":
@@ -226,6 +228,18 @@ def validation_loss(model: nn.Module, scheduler: DDPMScheduler, images: Tensor) 
     return (sum(losses) / len(images)).item()
 
 
+def what_is_not_finite(
+    model: nn.Module, losses: Tensor, norms: Tensor, last_step: int
+) -> str | None:
+    """Say which loss or gradient norm since `last_step`, or else the weights, is not finite."""
+    for k, (loss, norm) in enumerate(zip(losses.tolist(), norms.tolist(), strict=True), start=1):
+        if not math.isfinite(loss + norm):
+            return f"the loss is {loss} and the gradient's norm {norm} at step {last_step + k}"
+    if not torch.stack([p.isfinite().all() for p in model.parameters()]).all():
+        return f"the weights are no longer finite after step {last_step + len(losses)}"
+    return None
+
+
 # ------------------------------------------------------------------------------------- the script
 
 
@@ -234,6 +248,8 @@ def resume(args: argparse.Namespace, given: set[str]) -> dict:
     keys = ("args", "step", "elapsed", "model", "ema", "optimizers", "generator")
     state = checkpoint.load(args.resume, *keys)
     stored = state["args"]
+    if set(stored) != set(vars(args)):
+        raise UserError(f"{args.resume} was written by another version of train.py")
     for name in sorted(given - MAY_CHANGE_ON_RESUME):
         if getattr(args, name) != stored.get(name):
             raise UserError(
@@ -392,7 +408,11 @@ def train(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: signals.append(received))
 
-    bar = tqdm(
+    started, log_started, log_step = time.monotonic() - elapsed, time.monotonic(), step
+    losses = torch.zeros(args.log_every, device=device)  # read once a log interval: no sync a step
+    norms = torch.zeros_like(losses)
+    permutation_epoch, factor, saved_step = -1, 0.0, step if state else None
+    with tqdm(
         total=total_steps * args.batch_size,
         initial=step * args.batch_size,
         unit="img",
@@ -400,93 +420,80 @@ def train(
         disable=rank > 0,
         smoothing=0.05,
         desc=f"{args.pred} on {device.type}",
-    )
-    started, log_started, log_step = time.monotonic() - elapsed, time.monotonic(), step
-    losses = torch.zeros(args.log_every, device=device)  # read once a log interval: no sync a step
-    norms = torch.zeros_like(losses)
-    permutation_epoch, factor, saved_step = -1, 0.0, step if state else None
-    while step < total_steps:
-        # ----- the batch. Every rank draws the global batch and takes its slice of it.
-        epoch, i = divmod(step, steps_per_epoch)
-        if (
-            epoch != permutation_epoch
-        ):  # a function of (seed, epoch), so that a resumed run has it too
-            shuffle = torch.Generator().manual_seed(args.seed * 1_000_003 + epoch)
-            permutation = torch.randperm(len(images), generator=shuffle).to(device)
-            permutation_epoch = epoch
-        index = permutation[i * args.batch_size : (i + 1) * args.batch_size]
-        t = draw_timesteps(cdf, args.batch_size, generator)
-        noise = torch.randn(args.batch_size, *shape, generator=generator, device=device)
-        index, t, noise = (tensor.tensor_split(world)[rank] for tensor in (index, t, noise))
-        x0 = to_unit_range(images[index])
+    ) as bar:
+        while step < total_steps:
+            # ----- the batch. Every rank draws the global batch and takes its slice of it.
+            epoch, i = divmod(step, steps_per_epoch)
+            if epoch != permutation_epoch:  # a function of (seed, epoch): a resumed run has it too
+                shuffle = torch.Generator().manual_seed(args.seed * 1_000_003 + epoch)
+                permutation = torch.randperm(len(images), generator=shuffle).to(device)
+                permutation_epoch = epoch
+            index = permutation[i * args.batch_size : (i + 1) * args.batch_size]
+            t = draw_timesteps(cdf, args.batch_size, generator)
+            noise = torch.randn(args.batch_size, *shape, generator=generator, device=device)
+            index, t, noise = (tensor.tensor_split(world)[rank] for tensor in (index, t, noise))
+            x0 = to_unit_range(images[index])
 
-        # ----- the step
-        loss = diffusion_loss(forward, scheduler, x0, noise, t)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip)
-        factor = learning_rate_factor(step, total_steps, args.warmup)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * factor
-            optimizer.step()
-            optimizer.zero_grad()
-        decay = ema_decay(step, args.ema)
-        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
-        losses[step - log_step], norms[step - log_step] = loss.detach(), norm
-        step += 1
-        bar.update(args.batch_size)
+            # ----- the step
+            loss = diffusion_loss(forward, scheduler, x0, noise, t)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip)
+            factor = learning_rate_factor(step, total_steps, args.warmup)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak_lr"] * factor
+                optimizer.step()
+                optimizer.zero_grad()
+            update_ema(ema, model, ema_decay(step, args.ema))
+            losses[step - log_step], norms[step - log_step] = loss.detach(), norm
+            step += 1
+            bar.update(args.batch_size)
 
-        # ----- now and then
-        epoch_ends = step % steps_per_epoch == 0 or step == total_steps
-        save_due = step % save_every == 0 or step == total_steps
-        stop = bool(signals) and world == 1  # several ranks agree on it at the log interval
-        if step - log_step == args.log_every or epoch_ends or save_due or stop:
-            now = time.monotonic()
-            elapsed = now - started
-            window = losses[: step - log_step], norms[: step - log_step]
-            stop_flag = torch.tensor([float(len(signals) > 0), elapsed], device=device)
-            if world > 1:
-                dist.all_reduce(window[0], dist.ReduceOp.SUM)
-                window[0].div_(world)
-                dist.all_reduce(stop_flag, dist.ReduceOp.MAX)
-            stop, elapsed = bool(stop_flag[0]), stop_flag[1].item()
-            for k, (value, size) in enumerate(zip(*(w.tolist() for w in window), strict=True)):
-                if not math.isfinite(value + size):
-                    bar.close()
-                    good = f"{state_path} (step {saved_step})" if saved_step is not None else "none"
+            # ----- now and then
+            epoch_ends = step % steps_per_epoch == 0 or step == total_steps
+            save_due = step % save_every == 0 or step == total_steps
+            stop = bool(signals) and world == 1  # several ranks agree on it at the log interval
+            first_fit = args.minutes is not None and step == 5
+            if step - log_step == args.log_every or first_fit or epoch_ends or save_due or stop:
+                now = time.monotonic()
+                elapsed = now - started
+                window = losses[: step - log_step], norms[: step - log_step]
+                stop_flag = torch.tensor([float(len(signals) > 0), elapsed], device=device)
+                if world > 1:
+                    dist.all_reduce(window[0], dist.ReduceOp.SUM)
+                    window[0].div_(world)
+                    dist.all_reduce(stop_flag, dist.ReduceOp.MAX)
+                stop, elapsed = bool(stop_flag[0]), stop_flag[1].item()
+                problem = what_is_not_finite(model, *window, log_step)
+                if problem is not None:
+                    good = "none" if saved_step is None else f"{state_path} (step {saved_step})"
                     raise UserError(
-                        f"the loss is {value} and the gradient's norm {size} "
-                        f"at step {log_step + k + 1}, lr {args.lr * factor:.3g}; "
+                        f"{problem}, learning rate {args.lr * factor:.3g}; "
                         f"last good checkpoint: {good}"
                     )
-            mean_loss = window[0].mean().item()
-            rate = (step - log_step) * args.batch_size / (now - log_started)
-            bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
-            log(loss=mean_loss, lr=args.lr * factor, images_per_s=rate, elapsed=elapsed)
-            if (
-                args.minutes is not None
-            ):  # fit the length, and the schedules with it, to what is left
-                left = args.minutes * 60 - elapsed
-                per_step = elapsed / step
-                total_steps = max(step, step + round(left / per_step))
-                epoch_ends = epoch_ends or step == total_steps
-                bar.total = total_steps * args.batch_size
-            if epoch_ends:
-                val_loss = validation_loss(ema, scheduler, held_out)
-                log(val_loss=val_loss)
-                bar.set_postfix(loss=f"{mean_loss:.4f}", val=f"{val_loss:.4f}", refresh=False)
-                if step < total_steps:
-                    preview(samples / f"{out.stem}-epoch{step // steps_per_epoch:02d}.png", 20)
-            if save_due or stop or step == total_steps:
-                save()
-                saved_step = step
-            if stop and step < total_steps:
-                bar.close()
-                say(f"stopped at step {step} of {total_steps}; go on with")
-                say(f"  python train.py --resume {state_path}")
-                return 128 + (signals[0] if signals else signal.SIGTERM)
-            log_started, log_step = time.monotonic(), step
-    bar.close()
+                mean_loss = window[0].mean().item()
+                rate = (step - log_step) * args.batch_size / (now - log_started)
+                bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
+                log(loss=mean_loss, lr=args.lr * factor, images_per_s=rate, elapsed=elapsed)
+                if args.minutes is not None:  # fit the length, and so the schedules, to the clock
+                    left = args.minutes * 60 - elapsed
+                    total_steps = step + max(0, round(left / (elapsed / step)))
+                    epoch_ends = epoch_ends or step == total_steps
+                    bar.total = total_steps * args.batch_size
+                if epoch_ends:
+                    val_loss = validation_loss(ema, scheduler, held_out)
+                    log(val_loss=val_loss)
+                    bar.set_postfix(loss=f"{mean_loss:.4f}", val=f"{val_loss:.4f}", refresh=False)
+                    if step < total_steps:
+                        preview(samples / f"{out.stem}-epoch{step // steps_per_epoch:02d}.png", 20)
+                if save_due or stop or step == total_steps:
+                    save()
+                    saved_step = step
+                if stop and step < total_steps:
+                    say(f"stopped at step {step} of {total_steps}; go on with")
+                    say(f"  python train.py --resume {state_path}")
+                    return 128 + (signals[0] if signals else signal.SIGTERM)
+                log_started, log_step = time.monotonic(), step
 
     if rank == 0:
         preview(samples / f"{out.stem}.png", 50)
