@@ -1,0 +1,490 @@
+"""metrics.py against torchmetrics, scipy, closed forms, brute force, and images of known quality.
+
+The peers measure other features (Inception's); here they are given this network's, in float64.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from PIL import Image
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+import metrics
+from cli import UserError
+from data import load_dataset
+
+ROOT = Path(metrics.__file__).parent
+DATA = ROOT / "data"
+N = 500
+
+
+def gaussian(seed, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def exactly(mean, cov, n, seed):
+    """n points whose sample mean and covariance are these to rounding."""
+    x = gaussian(seed, n, len(mean))
+    x = x - x.mean(0)
+    x = torch.linalg.solve_triangular(torch.linalg.cholesky(x.T.cov()), x.T, upper=False).T
+    return x @ torch.linalg.cholesky(cov).T + mean
+
+
+def covariance(seed, d):
+    a = gaussian(seed, d, d)
+    return a @ a.T / d + 0.1 * torch.eye(d, dtype=torch.float64)
+
+
+def score(images):
+    return metrics.score(images, data_dir=DATA)
+
+
+@pytest.fixture(scope="session")
+def train_split():
+    return load_dataset("mnist", "train", DATA)
+
+
+@pytest.fixture(scope="session")
+def real_images():
+    images, _ = load_dataset("mnist", "test", DATA)
+    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(1))]
+
+
+@pytest.fixture(scope="session")
+def noise():
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, (N, 1, 28, 28), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture(scope="session")
+def real_score(real_images):
+    return score(real_images[:N])
+
+
+@pytest.fixture(scope="session")
+def floor():
+    return metrics.floor(N, data_dir=DATA)
+
+
+# ----------------------------------------------------------------------------- the Fréchet distance
+
+
+def test_frechet_of_gaussians_with_diagonal_covariances_is_the_closed_form():
+    d = 6
+    std_a, std_b = gaussian(0, d).abs() + 0.2, gaussian(1, d).abs() + 0.2
+    mean_a, mean_b = gaussian(2, d), gaussian(3, d)
+    a = exactly(mean_a, std_a.square().diag(), 50, 4)
+    b = exactly(mean_b, std_b.square().diag(), 80, 5)
+    expected = (mean_a - mean_b).square().sum() + (std_a - std_b).square().sum()
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("d", [2, 5, 40])
+def test_frechet_agrees_with_scipys_matrix_square_root(d):
+    mean_a, mean_b, cov_a, cov_b = (
+        gaussian(0, d),
+        gaussian(1, d),
+        covariance(2, d),
+        covariance(3, d),
+    )
+    a, b = exactly(mean_a, cov_a, 100, 4), exactly(mean_b, cov_b, 130, 5)
+    root = scipy.linalg.sqrtm((cov_a @ cov_b).numpy()).real
+    expected = (mean_a - mean_b).square().sum() + (cov_a + cov_b).trace() - 2 * np.trace(root)
+    assert metrics.frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-8)
+    assert metrics.frechet_distance(b, a) == pytest.approx(expected.item(), rel=1e-8)
+
+
+def test_frechet_is_zero_for_the_same_points_and_finite_for_singular_covariances():
+    points = gaussian(0, 300, 20)
+    assert metrics.frechet_distance(points, points) == pytest.approx(0, abs=1e-6)
+    few, shift = points[:10], torch.full((20,), 3.0, dtype=torch.float64)  # rank 9 of 20
+    assert metrics.frechet_distance(few, few) == pytest.approx(0, abs=1e-5)
+    assert metrics.frechet_distance(few, few + shift) == pytest.approx(20 * 9, rel=1e-6)
+    one = points[:1].repeat(10, 1)  # no spread: |mu - mu'|^2 + tr(C')
+    expected = (one.mean(0) - points.mean(0)).square().sum() + points.T.cov().trace()
+    assert metrics.frechet_distance(one, points) == pytest.approx(expected.item(), rel=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------- KID
+
+
+def kid_by_definition(x, y):
+    """Gretton et al. 2012, eq. 3, with every pair written out."""
+    m, n = len(x), len(y)
+    k = lambda a, b: (a @ b.T / x.shape[1] + 1) ** 3  # noqa: E731
+    k_xx, k_yy = k(x, x), k(y, y)
+    within_x = (k_xx.sum() - k_xx.trace()) / (m * (m - 1))
+    within_y = (k_yy.sum() - k_yy.trace()) / (n * (n - 1))
+    return (within_x + within_y - 2 * k(x, y).mean()).item()
+
+
+def test_kid_is_its_definition_for_unequal_numbers_and_in_chunks():
+    x, y = gaussian(0, 1234, 7), 1.3 * gaussian(1, 77, 7) + 0.2
+    assert metrics.kid(x, y)[0] == pytest.approx(kid_by_definition(x, y), rel=1e-9)
+    assert metrics.kid(y, x)[0] == pytest.approx(kid_by_definition(x, y), rel=1e-9)
+
+
+def test_kid_is_unbiased():
+    """Mean 0 over draws from one distribution, where the biased estimator's is 60 errors off."""
+    draws = [metrics.kid(gaussian(2 * i, 30, 4), gaussian(2 * i + 1, 40, 4))[0] for i in range(300)]
+    mean, error = np.mean(draws), np.std(draws) / len(draws) ** 0.5
+    assert abs(mean) < 3 * error
+    assert error < 0.05  # so that the mean means something
+
+
+@pytest.mark.parametrize("shift", [0.3, 1.0])
+def test_kids_standard_error_is_the_spread_over_draws(shift):
+    reference = gaussian(0, 2000, 5)
+    values, errors = zip(
+        *(metrics.kid(gaussian(i, 200, 5) + shift, reference) for i in range(1, 101)), strict=True
+    )
+    assert np.std(values) == pytest.approx(np.mean(errors), rel=0.25)
+
+
+def test_kids_subsets_are_drawn_so_that_sorted_samples_change_nothing():
+    x, y = gaussian(0, 400, 5) + 0.5, gaussian(1, 400, 5)
+    in_order = metrics.kid(x[x.sum(1).argsort()], y)
+    assert in_order[0] == pytest.approx(metrics.kid(x, y)[0], rel=1e-9)
+    assert in_order[1] == pytest.approx(metrics.kid(x, y)[1], rel=0.7)
+
+
+# ----------------------------------------------------------------------- precision, recall, nearest
+
+
+def test_precision_and_recall_of_points_counted_by_hand():
+    real = torch.tensor([[-1.0], [1.0], [2.0], [10.0]])  # to the next: 2, 1, 1, 8
+    fake = torch.tensor([[0.0], [0.5], [20.0], [40.0]])  # 0.5, 0.5, 19.5, 20
+    precision, recall = metrics.precision_recall(real, fake, k=1)
+    assert precision == 2 / 4  # the reals reach from -3 to 18
+    assert recall == 3 / 4  # the fakes reach from -0.5 to 1 (an edge counts) and from 0.5 to 60
+
+
+def test_precision_and_recall_use_the_third_neighbour_and_do_not_mix_the_two_up():
+    real = torch.tensor([[0.0], [1.0], [3.0], [6.0], [10.0]])  # 3rd neighbours 6, 5, 3, 5, 9
+    fake = torch.tensor([[18.5], [18.6], [18.7], [18.8], [19.5]])  # the last is out of 10's reach
+    assert metrics.precision_recall(real, fake) == (4 / 5, 0)
+    assert metrics.precision_recall(fake, real) == (0, 4 / 5)
+
+
+def test_precision_and_recall_are_those_of_all_pairs():
+    real, fake = gaussian(0, 1100, 4), 1.5 * gaussian(1, 1050, 4)
+
+    def share(points, centres):
+        radii = torch.cdist(centres, centres).sort(1).values[:, 3]
+        return (torch.cdist(points, centres) <= radii).any(1).double().mean().item()
+
+    expected = share(fake, real), share(real, fake)
+    assert 0.3 < expected[0] < expected[1] < 1
+    assert metrics.precision_recall(real, fake) == pytest.approx(expected, abs=1e-12)
+
+
+def test_nearest_is_that_of_all_pairs(real_images, train_split):
+    images, pool = real_images[:1050].clone(), train_split[0][:5600]
+    images[3], images[1049] = pool[5599], pool[7]
+    distances, index = metrics.nearest(images, pool)
+    squared = torch.cdist(images.flatten(1).double(), pool.flatten(1).double()).square()
+    assert torch.equal(index, squared.argmin(1))
+    expected = squared.min(1).values.clamp(min=0).sqrt() / 255
+    torch.testing.assert_close(distances.double(), expected, rtol=1e-5, atol=1e-6)
+    assert distances[3] == 0 and distances[1049] == 0  # exactly
+
+
+# ------------------------------------------------------------------------------ with the classifier
+
+
+class InFloat64(nn.Module):
+    """The network's features as torchmetrics wants them of a `feature` module."""
+
+    num_features = metrics.LeNet.num_features
+
+    def forward(self, images):
+        return metrics.features(images)[0].double()
+
+
+@pytest.fixture(scope="session")
+def two_sets(real_images, train_split):
+    worse = train_split[0][: 2 * N].clone()
+    worse[:, :, 10:14] = 0  # digits with a gap
+    return real_images[: 2 * N], worse
+
+
+def test_frechet_agrees_with_torchmetrics(two_sets):
+    peer = FrechetInceptionDistance(feature=InFloat64())
+    for images, real in zip(two_sets, (True, False), strict=True):
+        for chunk in images.split(300):
+            peer.update(chunk, real=real)
+    a, b = (metrics.features(images)[0] for images in two_sets)
+    ours = metrics.frechet_distance(a, b)
+    assert ours > 10
+    # torchmetrics returns float32
+    assert ours == pytest.approx(peer.compute().item(), rel=1e-5)
+
+
+def test_kid_agrees_with_torchmetrics(two_sets):
+    peer = KernelInceptionDistance(feature=InFloat64(), subsets=1, subset_size=2 * N)
+    for images, real in zip(two_sets, (True, False), strict=True):
+        peer.update(images, real=real)
+    a, b = (metrics.features(images)[0] for images in two_sets)
+    assert metrics.kid(b, a)[0] == pytest.approx(peer.compute()[0].item(), rel=1e-5)
+
+
+def test_the_shipped_weights_are_small_accurate_and_say_so():
+    assert metrics.WEIGHTS.stat().st_size <= 2**20
+    right = metrics.accuracy(metrics.load_classifier(), DATA)
+    assert right >= 0.992
+    stated = torch.load(metrics.WEIGHTS, weights_only=True)["test_accuracy"]
+    assert right == pytest.approx(stated, abs=2e-4)  # another machine may round two images over
+
+
+def test_features_and_probabilities_are_of_the_documented_form(real_images):
+    feats, probs = metrics.features(real_images[:1200])
+    assert feats.shape == (1200, 84) and probs.shape == (1200, 10)
+    assert feats.dtype == probs.dtype == torch.float32
+    assert feats.min() >= 0 and probs.min() >= 0 and probs.sum(1).max() <= 1 + 1e-6
+    one_by_one = torch.cat([metrics.features(image[None])[0] for image in real_images[:5]])
+    torch.testing.assert_close(feats[:5], one_by_one, rtol=1e-4, atol=1e-4)
+
+
+def test_real_test_images_score_as_real(real_score, floor):
+    assert set(real_score) == set(floor)
+    assert real_score["n"] == floor["n"] == real_score["n_manifold"] == N
+    assert real_score["n_test"] == 10_000
+    for s in (real_score, floor):
+        assert 0 < s["frechet"] < 15
+        assert abs(s["kid"]) < 4 * s["kid_se"]
+        assert s["precision"] > 0.8 and s["recall"] > 0.8
+        assert s["confidence"] > 0.98
+        assert s["label_entropy"] == pytest.approx(np.log2(10), abs=0.05)
+        assert s["novelty"] == pytest.approx(1, abs=0.05)
+        assert s["copies"] == pytest.approx(0.05, abs=0.03)
+        assert sum(s["labels"]) == N
+
+
+def test_noise_scores_as_nothing_like_digits(noise, floor):
+    s = score(noise)
+    assert s["frechet"] > 100 * floor["frechet"]
+    assert s["kid"] > 50 * s["kid_se"]
+    assert s["precision"] < 0.01 and s["recall"] < 0.01
+    assert s["confidence"] < 0.1
+    assert s["novelty"] > 1.5 and s["copies"] == 0
+
+
+def test_one_image_repeated_has_no_diversity(real_images, floor):
+    s = score(real_images[:1].repeat(N, 1, 1, 1))
+    assert s["frechet"] > 50 * floor["frechet"] and s["frechet_se"] < 1e-6
+    assert s["kid"] > 10
+    assert s["precision"] in (0, 1) and s["recall"] < 0.01
+    assert sorted(s["labels"]) == [0] * 9 + [N]
+    assert s["label_entropy"] == 0
+    assert all(np.isfinite(value) for key, value in s.items() if key != "labels")
+
+
+def test_training_images_without_a_digit_are_copies_and_lack_it(train_split, floor):
+    images, labels = train_split
+    s = score(images[labels != 7][:N])
+    assert s["frechet"] > 3 * floor["frechet"]
+    assert s["kid"] > 2 * s["kid_se"]
+    assert s["precision"] > 0.8
+    assert s["recall"] < floor["recall"] - 0.03
+    assert s["labels"][7] <= 3 and min(s["labels"][:7] + s["labels"][8:]) > 20
+    assert s["label_entropy"] == pytest.approx(np.log2(9), abs=0.06)
+    assert s["nearest"] == 0 and s["novelty"] == 0 and s["copies"] == 1
+
+
+def test_novelty_is_per_digit(real_images):
+    """1s are near one another everywhere: real ones must not look copied."""
+    ones = real_images[metrics.features(real_images)[1].argmax(1) == 1][:200]
+    s = score(ones)
+    assert s["nearest"] < 3.2
+    assert s["novelty"] == pytest.approx(1, abs=0.1)
+    assert s["copies"] < 0.15
+
+
+def test_noise_on_some_of_the_images_moves_every_figure_the_right_way(real_images, real_score):
+    images = real_images[:N].clone()
+    images[: N // 4] = torch.randint(0, 256, (N // 4, 1, 28, 28), dtype=torch.uint8)
+    s = score(images)
+    assert s["frechet"] > 5 * real_score["frechet"]
+    assert s["kid"] > real_score["kid"] + 4 * s["kid_se"]
+    assert s["precision"] == pytest.approx(0.75 * real_score["precision"], abs=0.03)
+    assert s["confidence"] == pytest.approx(0.75 * real_score["confidence"], abs=0.03)
+    assert s["novelty"] > real_score["novelty"]
+
+
+def test_a_score_does_not_depend_on_shape_container_or_run(real_images, real_score):
+    images = real_images[:N]
+    assert score(images[:, 0]) == real_score
+    assert score(images.permute(0, 2, 3, 1).numpy()) == real_score
+    shuffled = score(images.flip(0))
+    for key in ("frechet", "kid", "precision", "recall", "confidence", "labels", "novelty"):
+        assert shuffled[key] == pytest.approx(real_score[key], rel=1e-4)
+    json.dumps(real_score)
+
+
+def test_the_standard_error_of_the_frechet_distance_is_the_spread_over_draws(two_sets):
+    """Far from 0, where the spread is not the bias: N-point draws against the test split."""
+    _, worse = two_sets
+    feats, probs = metrics.features(worse)
+    rows = [
+        metrics._fidelity(feats[index], probs[index], metrics.WEIGHTS, DATA)
+        for index in torch.randperm(len(feats), generator=torch.Generator().manual_seed(0)).chunk(8)
+    ]
+    spread, error = np.std([r["frechet"] for r in rows]), np.mean([r["frechet_se"] for r in rows])
+    assert spread / 2 < error < 3 * spread
+
+
+def test_the_floor_stops_at_the_pool_of_real_images(monkeypatch, train_split):
+    whole = metrics._images
+    few = train_split[0][:300]
+    monkeypatch.setattr(metrics, "_images", lambda s, d: few if s == "train" else whole(s, d))
+    assert metrics.floor(5000, data_dir=DATA)["n"] == 300
+
+
+# --------------------------------------------------------------------------------- the command line
+
+
+def score_files(*args):
+    metrics.main([*map(str, args), "--data", str(DATA)])
+
+
+def test_the_table_the_json_and_the_picture(tmp_path, capsys, real_images, real_score, floor):
+    np.save(tmp_path / "samples.npy", real_images[:N, 0].numpy())
+    score_files(
+        tmp_path / "samples.npy", "--json", tmp_path / "s.json", "--pairs", tmp_path / "p.png"
+    )
+    out = capsys.readouterr().out
+    report = json.loads((tmp_path / "s.json").read_text())
+    assert report["scores"][str(tmp_path / "samples.npy")] == real_score
+    assert report["floors"] == {str(N): floor}
+    assert "Fréchet distance (LeNet features)" in out and "FID" not in out
+    assert f"{real_score['frechet']:.2f} ± {real_score['frechet_se']:.2f}" in out
+    assert f"floor, n {N}" in out
+    with Image.open(tmp_path / "p.png") as picture:
+        assert picture.format == "PNG" and picture.width > 28 * 16
+        assert np.asarray(picture).std() > 0
+
+
+def test_the_picture_shows_the_closest_pair_first(train_split):
+    images, others = train_split[0][:20], train_split[0][20:40]
+    distances = torch.linspace(2, 1, 20)  # the last is the closest
+    picture = np.asarray(metrics.draw_pairs({"set": (images, distances, others)}, count=3))
+    tile = lambda row: picture[20 + 60 * row :, 4:][:56:2, :56:2]  # noqa: E731
+    assert np.array_equal(tile(0), images[19, 0].numpy())
+    assert np.array_equal(tile(1), others[19, 0].numpy())
+
+
+ZEROS = np.zeros((200, 28, 28), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("array", "reason"),
+    [
+        (ZEROS[:0], "0 images"),
+        (np.zeros(0, np.uint8), r"shape \(0,\)"),
+        (ZEROS[:99], "99 images, where at least 100"),
+        (ZEROS.astype(np.float32), "float32 pixels"),
+        (ZEROS.astype(np.int64), "int64 pixels"),
+        (ZEROS[:, :27], r"shape \(200, 27, 28\)"),
+        (np.zeros((200, 3, 28, 28), np.uint8), r"shape \(200, 3, 28, 28\)"),
+        (np.uint8(3), r"shape \(\)"),
+        (np.array([{}, 1], dtype=object), "allow_pickle"),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else f"{value.dtype}{list(value.shape)}",
+)
+def test_arrays_that_are_refused_in_one_line_that_names_the_file(tmp_path, array, reason):
+    np.save(tmp_path / "bad.npy", array, allow_pickle=True)
+    with pytest.raises(UserError, match=reason) as refusal:
+        score_files(tmp_path / "bad.npy")
+    assert "bad.npy" in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("cut", [0, 5, 40, 90, 1000, -1])
+def test_damaged_files_are_refused(tmp_path, cut):
+    np.save(tmp_path / "whole.npy", ZEROS)
+    (tmp_path / "bad.npy").write_bytes((tmp_path / "whole.npy").read_bytes()[:cut])
+    with pytest.raises(UserError, match=r"cannot read .*bad\.npy"):
+        score_files(tmp_path / "bad.npy")
+
+
+def test_garbled_headers_are_refused(tmp_path):
+    np.save(tmp_path / "whole.npy", ZEROS)
+    whole = (tmp_path / "whole.npy").read_bytes()
+    draw = np.random.default_rng(0)
+    for _ in range(200):
+        garbled = bytearray(whole)
+        garbled[draw.integers(0, 90)] = draw.integers(0, 256)
+        (tmp_path / "bad.npy").write_bytes(garbled)
+        try:
+            images = metrics.read_samples(tmp_path / "bad.npy")
+        except UserError as refusal:
+            assert "\n" not in str(refusal)
+        else:
+            assert images.shape == (200, 1, 28, 28)
+
+
+def test_other_files_are_refused(tmp_path):
+    np.savez(tmp_path / "several.npz", a=ZEROS)
+    (tmp_path / "text.npy").write_text("hello")
+    for path in ("several.npz", "text.npy", "missing.npy", "."):
+        with pytest.raises(UserError, match="cannot read"):
+            score_files(tmp_path / path)
+    np.save(tmp_path / "good.npy", ZEROS)
+    for path in ("missing.pt", "text.npy", "good.npy", "several.npz", "."):
+        with pytest.raises(UserError, match="classifier") as refusal:
+            score_files(tmp_path / "good.npy", "--weights", tmp_path / path)
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_refusal_is_one_line_and_exit_code_2(tmp_path, run, refused):
+    np.save(tmp_path / "float.npy", ZEROS.astype(np.float32))
+    refused(run("metrics.py", "float.npy"), "float.npy", "uint8")
+    refused(run("metrics.py", "--json", "scores.json"), "--json")
+
+
+# ----------------------------------------------------------------------------------------- training
+
+
+@pytest.fixture
+def few_images(monkeypatch, train_split):
+    few = train_split[0][:640], train_split[1][:640]
+    monkeypatch.setattr(metrics, "load_dataset", lambda *_: few)
+
+
+def test_training_writes_what_loads_and_repeats_itself(tmp_path, few_images, monkeypatch):
+    monkeypatch.setattr(metrics, "MIN_ACCURACY", 0)
+    states = []
+    for name, seed in (("a.pt", 0), ("b.pt", 0), ("c.pt", 1)):
+        right = metrics.train(tmp_path / name, epochs=2, seed=seed)
+        saved = torch.load(tmp_path / name, weights_only=True)
+        assert saved["test_accuracy"] == right and saved["seed"] == seed
+        states.append(metrics.load_classifier(tmp_path / name).state_dict())
+    a, b, c = (torch.cat([t.flatten() for t in state.values()]) for state in states)
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "b.pt", "c.pt"]
+
+
+def test_a_poor_classifier_is_not_written(tmp_path, few_images):
+    weights = tmp_path / "weights.pt"
+    weights.write_text("precious")
+    with pytest.raises(UserError, match=r"below 99\.2%"):
+        metrics.train(weights, epochs=1)
+    assert weights.read_text() == "precious" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_the_training_images_stay_in_range_and_non_digits_are_seen_as_such(train_split):
+    torch.manual_seed(0)
+    digits = metrics.jitter(train_split[0][:301])
+    assert digits.shape == (301, 1, 28, 28) and digits.min() >= 0 and digits.max() <= 255.001
+    others = metrics.non_digits(digits)
+    assert others.shape == (300, 1, 28, 28) and others.min() >= 0 and others.max() <= 255.001
+    blocks, whole = others[200:].flatten(1), digits[200:300].flatten(1)
+    torch.testing.assert_close(blocks.sort(1).values, whole.sort(1).values)  # the same pixels
+    assert (blocks != whole).any(1).all()
+    read = metrics.features(others.round().to(torch.uint8))[1]
+    assert (read.max(1).values < 0.5).double().mean() > 0.9
