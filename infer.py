@@ -4,7 +4,8 @@ a grid:            python infer.py --ckpt checkpoints/mnist-v.pt --steps 50 --et
 DDPM's sampler:    python infer.py --ckpt checkpoints/mnist-eps.pt --steps 1000 --sampler ddpm
 the film:          python infer.py --ckpt checkpoints/mnist-v.pt --gif
 for measuring:     python infer.py --ckpt checkpoints/mnist-v.pt --n 50000 --save-npy
-several processes: torchrun --nproc-per-node=2 infer.py --ckpt ... --n 50000 --save-npy
+several processes: torchrun --nproc-per-node=2 -- infer.py --ckpt ... --n 50000 --save-npy
+                   (the -- keeps torchrun from taking --n for an option of its own)
 
 The checkpoint knows what its network predicts. Image i depends only on the checkpoint, the
 settings, the seed and i: not on the batch size nor on the number of processes.

@@ -310,9 +310,9 @@ def train(
     say = tqdm.write if rank == 0 else lambda *_: None
 
     # ----- data, on the device as uint8. Rank 0 fetches it, the others wait and then read it.
-    if rank == 0:
-        load_dataset(args.dataset, "train", args.data)
     if world > 1:
+        if rank == 0:
+            load_dataset(args.dataset, "train", args.data)
         dist.barrier()
     images = load_dataset(args.dataset, "train", args.data)[0].to(device)
     held_out = load_dataset(args.dataset, "test", args.data)[0][:2048].to(device)

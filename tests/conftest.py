@@ -22,7 +22,13 @@ def data_dir() -> Path:
 
 def command(script: str, *args: object, processes: int = 1) -> list[str]:
     """The command line of a script, under torchrun for several processes."""
-    torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        f"--nproc-per-node={processes}",
+        "--standalone",
+        "--",
+    ]
     launcher = torchrun if processes > 1 else []
     return [sys.executable, *launcher, str(ROOT / script), *map(str, args)]
 
