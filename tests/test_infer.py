@@ -156,9 +156,9 @@ def test_the_checkpoint_says_what_the_network_predicts(tiny_checkpoint):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_refusals(run, refused, tiny_checkpoint, arguments, words):
+def test_refusals(run_here, refused, tiny_checkpoint, arguments, words):
     arguments = [str(tiny_checkpoint) if a == "TINY" else a for a in arguments]
-    refused(run("infer.py", *arguments), *words)
+    refused(run_here("infer.py", *arguments), *words)
 
 
 def test_help_does_not_import_torch(run, tmp_path):

@@ -147,6 +147,17 @@ def test_kids_standard_error_is_the_spread_over_draws(shift):
     assert np.std(values) == pytest.approx(np.mean(errors), rel=0.25)
 
 
+def test_kids_standard_error_is_the_jackknifes():
+    x, y = gaussian(0, 205, 3), gaussian(1, 50, 3) + 0.5
+    parts = metrics._subsets(205)
+    assert torch.equal(torch.cat(parts).sort().values, torch.arange(205))
+    left_out = [
+        kid_by_definition(x[[i not in set(part.tolist()) for i in range(205)]], y) for part in parts
+    ]
+    expected = (np.sum((left_out - np.mean(left_out)) ** 2) * 9 / 10) ** 0.5
+    assert metrics.kid(x, y)[1] == pytest.approx(expected, rel=1e-9)
+
+
 def test_kids_subsets_are_drawn_so_that_sorted_samples_change_nothing():
     x, y = gaussian(0, 400, 5) + 0.5, gaussian(1, 400, 5)
     in_order = metrics.kid(x[x.sum(1).argsort()], y)
@@ -159,10 +170,10 @@ def test_kids_subsets_are_drawn_so_that_sorted_samples_change_nothing():
 
 def test_precision_and_recall_of_points_counted_by_hand():
     real = torch.tensor([[-1.0], [1.0], [2.0], [10.0]])  # to the next: 2, 1, 1, 8
-    fake = torch.tensor([[0.0], [0.5], [20.0], [40.0]])  # 0.5, 0.5, 19.5, 20
+    fake = torch.tensor([[0.0], [0.5], [21.0], [40.0]])  # 0.5, 0.5, 19, 19
     precision, recall = metrics.precision_recall(real, fake, k=1)
     assert precision == 2 / 4  # the reals reach from -3 to 18
-    assert recall == 3 / 4  # the fakes reach from -0.5 to 1 (an edge counts) and from 0.5 to 60
+    assert recall == 3 / 4  # the fakes reach from -0.5 to 1 and from 2 to 59: edges count
 
 
 def test_precision_and_recall_use_the_third_neighbour_and_do_not_mix_the_two_up():
@@ -185,7 +196,8 @@ def test_precision_and_recall_are_those_of_all_pairs():
 
 
 def test_nearest_is_that_of_all_pairs(real_images, train_split):
-    images, pool = real_images[:1050].clone(), train_split[0][:5600]
+    images, pool = real_images[:1050].clone(), train_split[0][:5600].clone()
+    pool[7] = 255 - pool[7] // 2  # bright: its squares' sum is beyond float32's integers
     images[3], images[1049] = pool[5599], pool[7]
     distances, index = metrics.nearest(images, pool)
     squared = torch.cdist(images.flatten(1).double(), pool.flatten(1).double()).square()
@@ -226,6 +238,7 @@ def test_frechet_agrees_with_torchmetrics(two_sets):
     assert ours == pytest.approx(peer.compute().item(), rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Metric")  # that it keeps all features
 def test_kid_agrees_with_torchmetrics(two_sets):
     peer = KernelInceptionDistance(feature=InFloat64(), subsets=1, subset_size=2 * N)
     for images, real in zip(two_sets, (True, False), strict=True):
@@ -414,6 +427,7 @@ def test_damaged_files_are_refused(tmp_path, cut):
         score_files(tmp_path / "bad.npy")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")
 def test_garbled_headers_are_refused(tmp_path):
     np.save(tmp_path / "whole.npy", ZEROS)
     whole = (tmp_path / "whole.npy").read_bytes()

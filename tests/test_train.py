@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import random
 import signal
 import subprocess
@@ -216,7 +215,6 @@ def start(tmp_path, *args):
     return subprocess.Popen(
         command("train.py", *args),
         cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -333,7 +331,7 @@ def test_minutes_fit_the_schedule_to_the_clock(run, tmp_path, data_dir):
     done = run("train.py", *TINY, "--minutes", 0.1, "--data", data_dir, "--out", "m.pt")
     assert done.returncode == 0, done.stderr
     log = [line for line in read_log(tmp_path / "m.jsonl") if "loss" in line]
-    assert 5 < log[-1]["elapsed"] < 9  # 6 s, on a machine that may be busy with other things
+    assert 5 < log[-1]["elapsed"] < 12  # 6 s, on a machine that may be busy with other things
     assert log[-1]["lr"] < 0.2 * max(line["lr"] for line in log)
 
 
@@ -385,12 +383,12 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, data_dir, run):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_refusals(run, refused, data_dir, arguments, words):
-    refused(run("train.py", *arguments, "--data", data_dir), *words)
+def test_refusals(run_here, refused, data_dir, arguments, words):
+    refused(run_here("train.py", *arguments, "--data", data_dir), *words)
 
 
-def test_resume_refuses_what_contradicts_it(run, refused, tiny_checkpoint, data_dir):
+def test_resume_refuses_what_contradicts_it(run_here, refused, tiny_checkpoint, data_dir):
     state = tiny_checkpoint.with_suffix(".state.pt")
-    refused(run("train.py", "--resume", state, "--batch-size", 32), "--batch-size 32", "16")
-    refused(run("train.py", "--resume", state, "--pred", "eps"), "--pred eps", "v")
-    refused(run("train.py", "--resume", tiny_checkpoint), "tiny.pt", "optimizers")
+    refused(run_here("train.py", "--resume", state, "--batch-size", 32), "--batch-size 32", "16")
+    refused(run_here("train.py", "--resume", state, "--pred", "eps"), "--pred eps", "v")
+    refused(run_here("train.py", "--resume", tiny_checkpoint), "tiny.pt", "optimizers")
