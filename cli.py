@@ -5,6 +5,7 @@ No torch here, so that `--help` answers at once.
 
 import argparse
 import math
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -66,15 +67,21 @@ def number(kind: type, low: float, high: float = math.inf, *, open_low: bool = F
 
 
 def pick_device(name: str):
-    """The torch device of `--device`: "auto" takes CUDA, then Apple's MPS, then the CPU."""
+    """The torch device of `--device`: "auto" takes CUDA, then Apple's MPS, then the CPU.
+
+    Under torchrun each process takes the GPU of its own LOCAL_RANK.
+    """
     import torch
 
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        mps = "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else mps
     try:
         device = torch.device(name)
+        if device.type == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
+            torch.cuda.set_device(device)
+            torch.set_float32_matmul_precision("high")  # TF32 where float32 remains
         torch.empty(1, device=device)  # a name can be well formed and the device still not there
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]

@@ -84,9 +84,6 @@ def main() -> int:
 
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = cli.pick_device(args.device)
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
-        torch.set_float32_matmul_precision("high")  # TF32 where float32 remains
     model, contents = load_model(args.ckpt, device)
     shape = tuple(contents["image_shape"])
     config = contents["scheduler"] | ({"timestep_spacing": args.spacing} if args.spacing else {})
@@ -131,11 +128,12 @@ def main() -> int:
                     eta=args.eta,
                     callback=lambda _, x_t, __: bar.update(len(x_t) / args.steps),
                 )
-                pixels = to_uint8(x).permute(0, 2, 3, 1).reshape(-1, *pixels_shape).cpu().numpy()
+                x = to_uint8(x).cpu()
+                pixels = x.permute(0, 2, 3, 1).reshape(-1, *pixels_shape)
                 file.seek(first_row + images[0].item() * row_bytes)
-                file.write(pixels.tobytes())
+                file.write(pixels.numpy().tobytes())
                 if png_dir:
-                    for i, image in zip(images.tolist(), to_uint8(x), strict=True):
+                    for i, image in zip(images.tolist(), x, strict=True):
                         to_pil(image).save(png_dir / f"{i:06d}.png")
             bar.close()
         if world > 1:

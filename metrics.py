@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import cli
-from checkpoint import write_atomically
+from checkpoint import save, write_atomically
 from cli import UserError
 from data import load_dataset
 
@@ -129,9 +129,7 @@ def train(
         raise UserError(
             f"{right:.2%} on the test split, below {MIN_ACCURACY:.1%}: {path} not written"
         )
-    buffer = io.BytesIO()
-    torch.save({"state_dict": net.state_dict(), "test_accuracy": right, "seed": seed}, buffer)
-    write_atomically(path, buffer.getvalue())
+    save(path, {"state_dict": net.state_dict(), "test_accuracy": right, "seed": seed})
     return right
 
 

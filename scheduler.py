@@ -246,13 +246,15 @@ class DDPMScheduler:
         if not _is_int(S) or not 1 <= S <= T:
             raise ValueError(f"num_inference_steps must be an int in [1, {T}], not {S!r}")
         spacing = self.config["timestep_spacing"]
-        # Python's round, like numpy's, rounds halves to even.
+        # Python's round, like numpy's, rounds halves to even; `stride` has the rounding error of
+        # np.arange(T, 0, -T/S): trailing has diffusers' timesteps also where a half hangs on it.
+        stride = T - (T - T / S)
         if spacing == "leading":
             ascending = [i * (T // S) for i in range(S)]
         elif spacing == "linspace":
             ascending = [round(i * ((T - 1) / max(S - 1, 1))) for i in range(S)]
         else:
-            ascending = [round(T - i * (T / S)) - 1 for i in reversed(range(S))]
+            ascending = [round(T - i * stride) - 1 for i in reversed(range(S))]
         self._visit(ascending[::-1], device)
 
     def _visit(self, timesteps: Sequence[int], device: torch.device | str | None = None) -> None:
@@ -265,8 +267,8 @@ class DDPMScheduler:
         Raises:
             ValueError: the timestep is not one of `self.timesteps`.
         """
-        t = int(timestep)
-        if t not in self._previous or t != timestep:
+        t = timestep.item() if isinstance(timestep, Tensor) else timestep
+        if t not in self._previous:
             raise ValueError(
                 f"timestep {timestep} is not among the {len(self._previous)} timesteps in use, "
                 f"{self._brief()}: see set_timesteps"
@@ -283,7 +285,7 @@ class DDPMScheduler:
         """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (DDPM eq. 4).
 
         Args:
-            original_samples, noise: x_0 and eps, both (B, ...).
+            original_samples, noise: x_0 and eps, both (B, ...) and floats.
             timesteps: integers in [0, T), of shape (), (1,) or (B,). Their range is checked on the
                 CPU only: on an accelerator the check would have to wait for the device.
 
@@ -291,9 +293,11 @@ class DDPMScheduler:
             x_t, of x_0's shape, dtype and device.
 
         Raises:
-            ValueError: shapes that do not match, timesteps that are no integers or out of range.
+            ValueError: shapes that do not match, samples that are no floats, timesteps that are no
+                integers or out of range.
         """
         sqrt_abar, sqrt_one_minus_abar = self._forward(original_samples, noise, timesteps)
+        noise = noise.to(original_samples.dtype)
         return sqrt_abar * original_samples + sqrt_one_minus_abar * noise
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
@@ -302,11 +306,13 @@ class DDPMScheduler:
         The arguments, the result and the errors are those of `add_noise`; `sample` is x_0.
         """
         sqrt_abar, sqrt_one_minus_abar = self._forward(sample, noise, timesteps)
-        return sqrt_abar * noise - sqrt_one_minus_abar * sample
+        return sqrt_abar * noise.to(sample.dtype) - sqrt_one_minus_abar * sample
 
     def _forward(self, x0: Tensor, noise: Tensor, timesteps: Tensor | int) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t), shaped to broadcast against (B, ...)."""
         _check_same_shape("noise", noise, "the samples", x0)
+        if not x0.is_floating_point():
+            raise ValueError(f"the samples must be floats, scaled to [-1, 1], not {x0.dtype}")
         t = torch.as_tensor(timesteps)
         if t.is_floating_point() or t.dtype == torch.bool:
             raise ValueError(f"timesteps must be integers, not {t.dtype}")
@@ -356,9 +362,8 @@ class DDPMScheduler:
         """
         self._check_step(model_output, sample, generator, variance_noise)
         abar_t, abar_prev = self._abar_pair(timestep)
-        alpha_t = (
-            abar_t / abar_prev
-        )  # of the jump from x_{t-k} to x_t; alpha_t of the paper when k = 1
+        # of the jump from x_{t-k} to x_t: the paper's alpha_t and beta_t when k = 1
+        alpha_t = abar_t / abar_prev
         beta_t = 1 - alpha_t
         x_t = _at_least_float32(sample)
         x0 = self._pred_original_sample(model_output, abar_t, x_t)

@@ -285,10 +285,6 @@ def main() -> int:
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     state = resume(args, given) if args.resume else None
     device = cli.pick_device(args.device)
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")  # TF32 where float32 remains
     if args.batch_size % world:
         raise UserError(f"--batch-size {args.batch_size} does not split over {world} processes")
     if world > 1:
@@ -408,7 +404,8 @@ def train(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: signals.append(received))
 
-    started, log_started, log_step = time.monotonic() - elapsed, time.monotonic(), step
+    started, log_started = time.monotonic() - elapsed, time.monotonic()
+    first_step = log_step = step
     losses = torch.zeros(args.log_every, device=device)  # read once a log interval: no sync a step
     norms = torch.zeros_like(losses)
     permutation_epoch, factor, saved_step = -1, 0.0, step if state else None
@@ -453,7 +450,7 @@ def train(
             epoch_ends = step % steps_per_epoch == 0 or step == total_steps
             save_due = step % save_every == 0 or step == total_steps
             stop = bool(signals) and world == 1  # several ranks agree on it at the log interval
-            first_fit = args.minutes is not None and step == 5
+            first_fit = args.minutes is not None and step == first_step + 5
             if step - log_step == args.log_every or first_fit or epoch_ends or save_due or stop:
                 now = time.monotonic()
                 elapsed = now - started

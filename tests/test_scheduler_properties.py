@@ -109,6 +109,12 @@ def test_step_keeps_shape_and_dtype_and_precision(
         )
 
 
+@pytest.mark.parametrize("method", ["add_noise", "get_velocity"])
+def test_forward_keeps_the_samples_dtype_whatever_the_noise_has(method):
+    x0, noise = gaussian(0, (4, 3), torch.bfloat16), gaussian(1, (4, 3))
+    assert getattr(make(DDPMScheduler), method)(x0, noise, 50).dtype == torch.bfloat16
+
+
 @quick
 @given(shapes, st.sampled_from(INT_DTYPES), timesteps, seeds)
 def test_every_form_of_a_timestep_means_the_same(shape, int_dtype, t, seed):
@@ -532,6 +538,7 @@ REFUSALS = {
     "t is a float": (noising(t=3.0), ["timesteps", "integers", "float"]),
     "t is a float tensor": (noising(t=INDEX.float()), ["timesteps", "integers", "float32"]),
     "t is a bool tensor": (noising(t=INDEX.bool()), ["timesteps", "integers", "bool"]),
+    "samples of integers": (noising(x=INDEX, noise=INDEX), ["floats", "int64"]),
     "t too high": (noising(t=INDEX + T), ["timesteps", f"[0, {T})", f"{T}"]),
     "t too low": (noising(t=INDEX - 1), ["timesteps", f"[0, {T})", "-1"]),
     "one t too high": (noising(t=T), ["timesteps", f"[0, {T})", f"{T}"]),

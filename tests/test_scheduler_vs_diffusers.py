@@ -185,11 +185,9 @@ def test_timesteps_equal_diffusers(spacing, T):
 
 @pytest.mark.parametrize("T", [1000, 999, 128, 37])
 def test_trailing_timesteps_equal_diffusers(T):
-    """The same for `trailing`, where diffusers' arange with a float stride has two flaws.
+    """The same for `trailing`, but for the one timestep too many, -1, that diffusers may return.
 
-    It may return one timestep too many, -1, which is left out here and has a test below. And where
-    T - i T/S is exactly a half, rounding errors decide which way theirs goes: there they may be 1
-    apart.
+    It is left out here and has a test below.
     """
     ours, peer = (
         cls(T, timestep_spacing="trailing") for cls in (DDPMScheduler, ddpm.DDPMScheduler)
@@ -199,11 +197,7 @@ def test_trailing_timesteps_equal_diffusers(T):
         peer.set_timesteps(S)
         theirs = peer.timesteps.tolist()
         assert theirs[S:] in ([], [-1])
-        for i, (t, their_t) in enumerate(zip(ours.timesteps.tolist(), theirs[:S], strict=True)):
-            is_half = 2 * i * T % S == 0 and 2 * i * T // S % 2 == 1
-            assert abs(t - their_t) <= is_half, f"S={S}, i={i}"
-        if S in (*range(1, 48), 49, 50, 100, 250, 1000) and T == 1000:
-            assert ours.timesteps.tolist() == theirs[:S], f"S={S}"  # up to 50 only S = 48 differs
+        assert ours.timesteps.tolist() == theirs[:S], f"S={S}"
 
 
 @pytest.mark.parametrize("T", [1000, 999, 997, 361, 37, 7, 3, 2, 1])
