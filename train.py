@@ -139,12 +139,19 @@ def ema_decay(step: int, decay: float) -> float:
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T of every G = U S V^T in (..., m, n): Newton-Schulz (Jordan et al. 2024)."""
+    """About U V^T of every G = U S V^T in (..., m, n): Newton-Schulz (Jordan et al. 2024).
+
+    Their X <- (a I + b A + c A^2) X with A = X X^T, but every iterate is P X_0 with P a polynomial
+    in A_0: iterating P and A = P A_0 P, which are only m x m, costs less for a wide matrix.
+    """
     X = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
     X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    A, identity = X @ X.mT, torch.eye(X.shape[-2], device=X.device)
+    P = identity
     for _ in range(steps):
-        A = X @ X.mT
-        X = 3.4445 * X + (-4.7750 * A + 2.0315 * A @ A) @ X
+        Q = 3.4445 * identity - 4.7750 * A + 2.0315 * A @ A
+        P, A = Q @ P, Q @ A @ Q
+    X = P @ X
     return X if matrices.shape[-2] <= matrices.shape[-1] else X.mT
 
 
@@ -174,6 +181,12 @@ class Muon(torch.optim.Optimizer):
                     p.add_(update.view(p.shape), alpha=-scale)
 
 
+def make_models(device: torch.device, **config) -> tuple[UNet, UNet]:
+    """A UNet to train and its EMA, which starts as a copy."""
+    model = UNet(**config).to(device, memory_format=torch.channels_last)
+    return model, copy.deepcopy(model).requires_grad_(False).eval()
+
+
 def make_optimizers(model: UNet, lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
     """AdamW for the stem, the head, embeddings, norms and biases; Muon for the hidden matrices."""
     hidden, rest = [], []
@@ -195,6 +208,25 @@ def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
 
+def draw_batch(
+    images: Tensor,
+    index: Tensor,
+    cdf: Tensor,
+    generator: torch.Generator,
+    world: int = 1,
+    rank: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x_0, noise and timesteps of this rank's share of a global batch.
+
+    Every rank draws for the whole batch, from one generator, and takes its slice: any number of
+    processes takes the same step.
+    """
+    t = draw_timesteps(cdf, len(index), generator)
+    noise = torch.randn(len(index), *images.shape[1:], generator=generator, device=generator.device)
+    index, noise, t = (tensor.tensor_split(world)[rank] for tensor in (index, noise, t))
+    return to_unit_range(images[index]), noise, t
+
+
 def training_target(scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
     """What the network should answer at x_t."""
     if scheduler.prediction_type == "epsilon":
@@ -212,6 +244,28 @@ def diffusion_loss(
     with torch.autocast(x0.device.type, torch.bfloat16, enabled=x0.device.type == "cuda"):
         prediction = model(x_t, t)
     return F.mse_loss(prediction.float(), training_target(scheduler, x0, noise, t))
+
+
+def optimize(
+    loss: Tensor,
+    model: nn.Module,
+    ema: nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    *,
+    clip: float,
+    lr_factor: float,
+    decay: float,
+) -> Tensor:
+    """Backward, clipping, the optimizers, the EMA: a step. Returns the gradient's norm, unread."""
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * lr_factor
+        optimizer.step()
+        optimizer.zero_grad()
+    update_ema(ema, model, decay)
+    return norm
 
 
 @torch.inference_mode()
@@ -330,9 +384,7 @@ def train(
     except ValueError as error:
         raise UserError(str(error)) from None
     torch.manual_seed(args.seed)
-    model = UNet(in_channels=shape[0], channels=args.channels)
-    model = model.to(device, memory_format=torch.channels_last)
-    ema = copy.deepcopy(model).requires_grad_(False).eval()
+    model, ema = make_models(device, in_channels=shape[0], channels=args.channels)
     optimizers = make_optimizers(model, args.lr, args.muon_lr)
     generator = torch.Generator(device).manual_seed(args.seed)
     cdf = timestep_cdf(scheduler.alphas_cumprod, args.density).float().to(device)
@@ -419,29 +471,25 @@ def train(
         desc=f"{args.pred} on {device.type}",
     ) as bar:
         while step < total_steps:
-            # ----- the batch. Every rank draws the global batch and takes its slice of it.
+            # ----- the step
             epoch, i = divmod(step, steps_per_epoch)
             if epoch != permutation_epoch:  # a function of (seed, epoch): a resumed run has it too
                 shuffle = torch.Generator().manual_seed(args.seed * 1_000_003 + epoch)
                 permutation = torch.randperm(len(images), generator=shuffle).to(device)
                 permutation_epoch = epoch
             index = permutation[i * args.batch_size : (i + 1) * args.batch_size]
-            t = draw_timesteps(cdf, args.batch_size, generator)
-            noise = torch.randn(args.batch_size, *shape, generator=generator, device=device)
-            index, t, noise = (tensor.tensor_split(world)[rank] for tensor in (index, t, noise))
-            x0 = to_unit_range(images[index])
-
-            # ----- the step
+            x0, noise, t = draw_batch(images, index, cdf, generator, world, rank)
             loss = diffusion_loss(forward, scheduler, x0, noise, t)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), args.clip)
             factor = learning_rate_factor(step, total_steps, args.warmup)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = group["peak_lr"] * factor
-                optimizer.step()
-                optimizer.zero_grad()
-            update_ema(ema, model, ema_decay(step, args.ema))
+            norm = optimize(
+                loss,
+                model,
+                ema,
+                optimizers,
+                clip=args.clip,
+                lr_factor=factor,
+                decay=ema_decay(step, args.ema),
+            )
             losses[step - log_step], norms[step - log_step] = loss.detach(), norm
             step += 1
             bar.update(args.batch_size)
