@@ -1,5 +1,6 @@
 """train.py: the recipe's parts against their formulas, and the script as a user runs it."""
 
+import copy
 import json
 import math
 import random
@@ -156,6 +157,22 @@ def test_muon_matches_torchs():
     difference = ours.detach().flatten(1) - theirs.detach()
     assert difference.abs().max() < 0.01
     assert (ours.detach() - weight).abs().mean() > 0.02  # and it did move
+
+
+def test_optimize_clips_the_gradient_and_scales_the_learning_rate():
+    """The first step's moment buffers hold the gradient that the optimizers were given."""
+    model = UNet(channels=8)
+    optimizers = train.make_optimizers(model, lr=3e-3, muon_lr=0.02)
+    loss = 1e3 * (model(torch.randn(4, 1, 28, 28), 500) - 1).square().mean()
+    settings = {"clip": 0.5, "lr_factor": 0.1, "decay": 0.9}
+    norm = train.optimize(loss, model, copy.deepcopy(model), optimizers, **settings)
+    adamw, muon = ([o.state[p] for g in o.param_groups for p in g["params"]] for o in optimizers)
+    given = [s["exp_avg"] / (1 - 0.9) for s in adamw]
+    given += [s["momentum_buffer"] / (1 - 0.95) for s in muon]
+    assert norm > 10
+    assert sum(g.square().sum() for g in given).sqrt().item() == pytest.approx(0.5, rel=1e-4)
+    assert [o.param_groups[0]["lr"] for o in optimizers] == pytest.approx([3e-4, 2e-3])
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_every_parameter_has_one_optimizer():
