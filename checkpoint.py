@@ -34,6 +34,8 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     """
     path = Path(path)
     temporary = None
+    if path.exists() and not path.is_file():  # a device, say, which the rename would take away
+        raise UserError(f"cannot write {path}: it is not a regular file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -62,6 +63,23 @@ def number(kind: type, low: float, high: float = math.inf, *, open_low: bool = F
         if not low <= value <= high or (open_low and value == low) or math.isinf(value):
             raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
         return value
+
+    return parse
+
+
+def output_file(suffix: str) -> Callable:
+    """An argparse type: a path that ends in `suffix` and that a file can be written to."""
+
+    def parse(text: str) -> str:
+        path = Path(text)
+        if path.suffix != suffix:
+            raise argparse.ArgumentTypeError(f"{text!r} does not end in {suffix}")
+        if path.exists() and not path.is_file():
+            raise argparse.ArgumentTypeError(f"{text} is there and is not a file")
+        folder = next(p for p in path.absolute().parents if p.exists())
+        if not folder.is_dir():
+            raise argparse.ArgumentTypeError(f"{folder} is not a folder")
+        return text
 
     return parse
 

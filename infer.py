@@ -15,6 +15,7 @@ import argparse
 import io
 import math
 import os
+import shutil
 from pathlib import Path
 
 import cli
@@ -47,7 +48,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--batch-size", type=natural, default=256, help="images at a time")
     p.add_argument("--nrow", type=natural, default=8, help="images in a row of the grid")
     p.add_argument(
-        "--out", metavar="FILE.png", help="the grid (default: named by the settings in samples/)"
+        "--out",
+        type=cli.output_file(".png"),
+        metavar="FILE.png",
+        help="the grid (default: named by the settings in samples/)",
     )
     p.add_argument(
         "--save-npy",
@@ -64,10 +68,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = p.parse_args(argv)
     if args.sampler == "ddpm" and args.eta is not None:
         p.error("--eta belongs to --sampler ddim; the ddpm sampler has none")
-    if args.out is not None and Path(args.out).suffix != ".png":
-        p.error(f"--out must end in .png, not {args.out!r}")
     args.eta = args.eta or 0.0
     return args
+
+
+def _is_stale(file: Path, n: int) -> bool:
+    return not file.stem.isdigit() or int(file.stem) >= n
 
 
 def main() -> int:
@@ -105,6 +111,10 @@ def main() -> int:
     try:
         for folder in filter(None, (out.parent, png_dir)):
             folder.mkdir(parents=True, exist_ok=True)
+        if args.n * math.prod(pixels_shape) > shutil.disk_usage(out.parent).free:
+            raise UserError(f"{out.parent} has no room for --n {args.n} images")
+        if png_dir and any(_is_stale(file, args.n) for file in png_dir.glob("*.png")):
+            raise UserError(f"--save-png {png_dir} holds images that this run would not replace")
         if rank == 0:
             with open(part, "wb") as file:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (args.n, *pixels_shape)}
@@ -116,9 +126,17 @@ def main() -> int:
             np.lib.format.read_magic(file)
             np.lib.format.read_array_header_1_0(file)
             first_row, row_bytes = file.tell(), math.prod(pixels_shape)
-            mine = torch.arange(args.n).tensor_split(world)[rank]
-            bar = tqdm(total=len(mine), unit="img", desc=name, disable=rank > 0)
-            for images in mine.to(device).split(args.batch_size) if len(mine) else ():
+            begin, end = (args.n * r // world for r in (rank, rank + 1))
+            bar = tqdm(total=end - begin, unit="img", desc=name, disable=rank > 0)
+            steps_done = 0
+
+            def progress(_t: int, x_t: torch.Tensor, _x0: torch.Tensor) -> None:
+                nonlocal steps_done  # of single images
+                steps_done += len(x_t)
+                bar.update(steps_done // args.steps - bar.n)
+
+            for first in range(begin, end, args.batch_size):
+                images = torch.arange(first, min(first + args.batch_size, end), device=device)
                 x = sample(
                     model,
                     scheduler,
@@ -126,14 +144,14 @@ def main() -> int:
                     shape,
                     seed=args.seed,
                     eta=args.eta,
-                    callback=lambda _, x_t, __: bar.update(len(x_t) / args.steps),
+                    callback=progress,
                 )
                 x = to_uint8(x).cpu()
                 pixels = x.permute(0, 2, 3, 1).reshape(-1, *pixels_shape)
-                file.seek(first_row + images[0].item() * row_bytes)
+                file.seek(first_row + first * row_bytes)
                 file.write(pixels.numpy().tobytes())
                 if png_dir:
-                    for i, image in zip(images.tolist(), x, strict=True):
+                    for i, image in enumerate(x, start=first):
                         to_pil(image).save(png_dir / f"{i:06d}.png")
             bar.close()
         if world > 1:

@@ -532,8 +532,18 @@ def draw_pairs(blocks: dict[str, tuple[Tensor, Tensor, Tensor]], count: int = 16
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p = cli.Parser(__doc__)
     p.add_argument("samples", nargs="*", metavar="FILE.npy", help="images to score; none: train")
-    p.add_argument("--json", metavar="FILE.json", help="write the figures there as well")
-    p.add_argument("--pairs", metavar="FILE.png", help="draw the closest pairs there")
+    p.add_argument(
+        "--json",
+        type=cli.output_file(".json"),
+        metavar="FILE.json",
+        help="write the figures there as well",
+    )
+    p.add_argument(
+        "--pairs",
+        type=cli.output_file(".png"),
+        metavar="FILE.png",
+        help="draw the closest pairs there",
+    )
     p.add_argument(
         "--weights",
         type=Path,

@@ -73,18 +73,21 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
         help="of the training timesteps: log-SNR from N(0, 2^2), or t uniform",
     )
     p.add_argument(
-        "--channels", type=cli.number(int, 2), default=32, help="width of the UNet, even"
+        "--channels", type=cli.number(int, 2, 1024), default=32, help="width of the UNet, even"
     )
     p.add_argument("--schedule", choices=BETA_SCHEDULES, default="cosine", help="of the betas")
     p.add_argument("--zero-snr", action="store_true", help="rescale the betas to abar_T = 0")
-    p.add_argument("--timesteps", type=natural, default=1000, help="T")
+    p.add_argument("--timesteps", type=cli.number(int, 1, 100_000), default=1000, help="T")
     p.add_argument("--dataset", choices=DATASETS, default="mnist", help="what to learn")
     p.add_argument("--data", default="data", metavar="DIR", help="where the dataset is, or will be")
     p.add_argument("--seed", type=cli.number(int, 0, 2**31), default=0, help="of everything random")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
     p.add_argument("--compile", action="store_true", help="torch.compile: pays on a GPU")
     p.add_argument(
-        "--out", metavar="FILE.pt", help="the checkpoint (default: checkpoints/<pred>.pt)"
+        "--out",
+        type=cli.output_file(".pt"),
+        metavar="FILE.pt",
+        help="the checkpoint (default: checkpoints/<pred>.pt)",
     )
     p.add_argument("--samples", default="samples", metavar="DIR", help="where the grids go")
     p.add_argument("--save-every", type=natural, metavar="N", help="steps (default: an epoch)")
@@ -94,11 +97,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
     given = p.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args))))
     if args.channels % 2:
         p.error(f"--channels must be even, not {args.channels}")
-    if args.out is not None and Path(args.out).suffix != ".pt":
-        p.error(f"--out must end in .pt, not {args.out!r}")
     if not (args.epochs or args.steps or args.minutes):
         args.epochs = 5
     args.out = args.out or f"checkpoints/{args.pred}.pt"
+    if Path(args.out).parent.resolve() == Path(args.samples).resolve():
+        p.error("--samples must not be --out's folder: grid and loss curve would share a name")
     return args, {name for name, value in vars(given).items() if value is not None}
 
 
@@ -406,8 +409,11 @@ def train(
 
     # ----- files
     if rank == 0:
-        if state is None and state_path.exists():
-            say(f"note: replacing {state_path} of an earlier run (--resume would go on from it)")
+        for path in (out, state_path) if state is None else ():
+            if path.exists():  # an earlier run's, perhaps a better one's
+                previous = path.with_name(path.name.replace(out.stem, f"{out.stem}.previous", 1))
+                checkpoint.write_atomically(previous, path.read_bytes())
+                say(f"note: an earlier run's {path} is now {previous}")
         kept = []
         if state is not None and log_path.exists():
             kept = [s for s in log_path.read_text().splitlines() if json.loads(s)["step"] <= step]

@@ -286,7 +286,7 @@ def worker_shares(device: str) -> None:
     finite, train.what_is_not_finite = train.what_is_not_finite, at_log
     with tempfile.TemporaryDirectory() as folder:
         sys.argv = ["train.py", "--steps", "80", "--log-every", "20", "--device", device]
-        sys.argv += ["--out", f"{folder}/x.pt", "--samples", folder]
+        sys.argv += ["--out", f"{folder}/x.pt", "--samples", f"{folder}/samples"]
         train.main()
     (t0, before), (t1, after) = sums[0], sums[-1]
     shares = {part: (after[part] - before[part]) / (t1 - t0) for part in spent}
@@ -380,7 +380,7 @@ def bench_scale(bench: "Bench") -> None:
     with tempfile.TemporaryDirectory() as folder:
         for way, (launch, threads) in ways.items():
             arguments = ("--steps", 120, "--log-every", 20, "--out", f"{folder}/x.pt")
-            arguments += ("--samples", folder, "--data", ROOT / "data")
+            arguments += ("--samples", f"{folder}/samples", "--data", ROOT / "data")
             child(*launch, ROOT / "train.py", *arguments, threads=threads)
             log = map(json.loads, Path(folder, "x.jsonl").read_text().splitlines())
             rates["training"][way] = median(
@@ -417,7 +417,14 @@ def time_to_quality(bench: "Bench", minutes: float, pred: str, seed: int, peers:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "ours.pt")
         arguments = ("--pred", pred, "--minutes", minutes, "--seed", seed, "--out", out)
-        arguments += ("--samples", folder, "--data", ROOT / "data", "--device", bench.args.device)
+        arguments += (
+            "--samples",
+            f"{folder}/samples",
+            "--data",
+            ROOT / "data",
+            "--device",
+            bench.args.device,
+        )
         child(ROOT / "train.py", *arguments)
         arguments = ("--ckpt", out, "--n", 1000, "--steps", 50, "--batch-size", 100, "--save-npy")
         arguments += ("--out", f"{folder}/ours.png", "--device", bench.args.device)
@@ -491,7 +498,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--rounds", type=natural, default=5, help="how often the turns go round")
     p.add_argument("--alone", action="store_true", help="without the peers' networks")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
-    p.add_argument("--json", metavar="FILE.json", help="write the figures there as well")
+    p.add_argument(
+        "--json",
+        type=cli.output_file(".json"),
+        metavar="FILE.json",
+        help="write the figures there as well",
+    )
     quality = p.add_argument_group("time to quality, instead of the table")
     quality.add_argument(
         "--time-to-quality",

@@ -11,6 +11,8 @@ from PIL import Image
 from scipy import stats
 
 import checkpoint
+from checkpoint import load_model
+from data import to_uint8
 from sampling import image_noise, make_grid, sample
 from scheduler import DDIMScheduler, DDPMScheduler
 
@@ -100,6 +102,22 @@ def test_images_do_not_depend_on_the_batch_size(run, tiny_checkpoint, tmp_path, 
         np.testing.assert_array_equal(array, arrays[0])
 
 
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_the_settings_reach_the_sampler(run_here, tiny_checkpoint, tmp_path, sampler, spacing):
+    """The script's images are those of the same settings in the library."""
+    eta = ("--eta", 0.5) if sampler == "ddim" else ()
+    arguments = ("--ckpt", tiny_checkpoint, "--n", 3, "--steps", 7, "--seed", 5, "--save-npy", *eta)
+    arguments += ("--sampler", sampler, "--spacing", spacing, "--out", "x.png")
+    assert run_here("infer.py", *arguments).returncode in (0, None)
+    model, contents = load_model(tiny_checkpoint)
+    config = contents["scheduler"] | {"timestep_spacing": spacing}
+    scheduler = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[sampler](**config)
+    scheduler.set_timesteps(7)
+    x = sample(model, scheduler, torch.arange(3), (1, 28, 28), seed=5, eta=0.5)
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), to_uint8(x).squeeze(1).numpy())
+
+
 def test_images_do_not_depend_on_the_number_of_processes(run, tiny_checkpoint, tmp_path):
     arguments = ("--ckpt", tiny_checkpoint, "--n", 7, "--steps", 5, "--eta", 1, "--save-npy")
     for processes in (1, 2):
@@ -130,6 +148,20 @@ def test_every_output_is_there_and_of_the_same_images(run, tiny_checkpoint, tmp_
     ]
 
 
+def test_save_png_does_not_mix_two_runs(run_here, refused, tiny_checkpoint, tmp_path):
+    arguments = ("--ckpt", tiny_checkpoint, "--steps", 2, "--save-png", "files", "--out", "x.png")
+    for n in (3, 3, 4):  # again, and more: every file is replaced
+        assert run_here("infer.py", *arguments, "--n", n).returncode in (0, None)
+    refused(run_here("infer.py", *arguments, "--n", 2), "files", "would not replace")
+    assert len(list((tmp_path / "files").iterdir())) == 4
+
+
+def test_the_bar_counts_whole_images(run, tiny_checkpoint):
+    arguments = ("--n", 7, "--batch-size", 4, "--steps", 3, "--out", "x.png")
+    done = run("infer.py", "--ckpt", tiny_checkpoint, *arguments)
+    assert "| 7/7 [" in done.stderr and "Warning" not in done.stderr
+
+
 def test_the_checkpoint_says_what_the_network_predicts(tiny_checkpoint):
     _, contents = checkpoint.load_model(tiny_checkpoint)
     assert contents["scheduler"]["prediction_type"] == "v_prediction"
@@ -152,6 +184,7 @@ def test_the_checkpoint_says_what_the_network_predicts(tiny_checkpoint):
         (["--ckpt", "TINY", "--sampler", "ddpm", "--eta", "0"], ["--eta", "ddim"]),
         (["--ckpt", "TINY", "--out", "a.jpg"], ["--out", ".png"]),
         (["--ckpt", "TINY", "--out", "/dev/null/a.png"], ["/dev/null"]),
+        (["--ckpt", "TINY", "--n", "9" * 15], ["no room", "9" * 15]),
         (["--ckpt", "TINY", "--device", "abacus"], ["--device", "abacus"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

@@ -201,6 +201,17 @@ def test_a_short_run_leaves_what_it_says(run, data_dir, tmp_path):
     assert sum("val_loss" in line for line in log) == 1
 
 
+def test_an_earlier_runs_checkpoint_is_kept(run_here, data_dir, tmp_path):
+    arguments = (*TINY, "--log-every", 1, "--data", data_dir, "--out", "x.pt")
+    assert run_here("train.py", *arguments, "--steps", 2).returncode in (0, None)
+    before = {name: (tmp_path / name).read_bytes() for name in ("x.pt", "x.state.pt")}
+    done = run_here("train.py", *arguments, "--steps", 1)
+    assert (tmp_path / "x.previous.pt").read_bytes() == before["x.pt"]
+    assert (tmp_path / "x.previous.state.pt").read_bytes() == before["x.state.pt"]
+    assert (tmp_path / "x.pt").read_bytes() != before["x.pt"]
+    assert "x.previous.pt" in done.stdout
+
+
 def test_ema_of_a_run_is_the_recursion_over_its_weights(monkeypatch, data_dir, tmp_path):
     """The script's EMA, unrolled from the weights that it saved at every step."""
     states = []
@@ -394,6 +405,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, data_dir, run):
         (["--dataset", "cifar"], ["--dataset", "cifar"]),
         (["--device", "abacus"], ["--device", "abacus"]),
         (["--out", "model.ckpt"], ["--out", ".pt"]),
+        (["--out", "samples/x.pt"], ["--samples", "--out"]),
         (["--resume", "missing.state.pt"], ["missing.state.pt", "No such file"]),
         (["--out", "/dev/null/x.pt", "--steps", "1"], ["/dev/null"]),
         (["--learning-rate", "1"], ["--learning-rate"]),
