@@ -175,6 +175,17 @@ def test_optimize_clips_the_gradient_and_scales_the_learning_rate():
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_what_is_not_finite_is_said_with_its_step():
+    model, fine = UNet(channels=8), torch.ones(3)
+    bad = torch.tensor([1, float("nan"), 1])
+    assert train.what_is_not_finite(model, fine, fine, 10) is None
+    for losses, norms in ((bad, fine), (fine, bad)):
+        assert "nan" in train.what_is_not_finite(model, losses, norms, 10)
+        assert "step 12" in train.what_is_not_finite(model, losses, norms, 10)
+    model.head.bias.data[0] = float("inf")
+    assert "weights" in train.what_is_not_finite(model, fine, fine, 10)
+
+
 def test_every_parameter_has_one_optimizer():
     model = UNet(channels=8)
     optimizers = train.make_optimizers(model, 1e-3, 0.02)

@@ -52,6 +52,17 @@ def test_starts_as_zero_and_every_parameter_learns():
     assert [name for name, p in model.named_parameters() if not p.grad.any()] == []
 
 
+def test_attention_is_over_positions():
+    """Vaswani et al. 2017, eq. 1, written out for 2 heads of 32 channels."""
+    attention = awake(unet.SelfAttention(64))
+    x = torch.randn(2, 64, 3, 5)
+    tokens = attention.norm(x).flatten(2).mT  # (B, positions, channels)
+    q, k, v = (h.unflatten(2, (2, 32)).transpose(1, 2) for h in attention.qkv(tokens).chunk(3, 2))
+    h = (q @ k.mT / 32**0.5).softmax(-1) @ v
+    expected = x + attention.out(h.transpose(1, 2).flatten(2)).mT.unflatten(2, (3, 5))
+    torch.testing.assert_close(attention(x), expected)
+
+
 def test_depends_on_its_own_image_and_time_only():
     model = awake(UNet(channels=8))
     x, t = torch.randn(3, 1, 28, 28), torch.tensor([0, 500, 999])
