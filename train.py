@@ -412,7 +412,8 @@ def train(
         for path in (out, state_path) if state is None else ():
             if path.exists():  # an earlier run's, perhaps a better one's
                 previous = path.with_name(path.name.replace(out.stem, f"{out.stem}.previous", 1))
-                checkpoint.write_atomically(previous, path.read_bytes())
+                previous.unlink(missing_ok=True)
+                os.link(path, previous)  # the first save then replaces one of its two names
                 say(f"note: an earlier run's {path} is now {previous}")
         kept = []
         if state is not None and log_path.exists():
