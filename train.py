@@ -18,6 +18,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from collections import defaultdict
@@ -413,7 +414,10 @@ def train(
             if path.exists():  # an earlier run's, perhaps a better one's
                 previous = path.with_name(path.name.replace(out.stem, f"{out.stem}.previous", 1))
                 previous.unlink(missing_ok=True)
-                os.link(path, previous)  # the first save then replaces one of its two names
+                try:
+                    os.link(path, previous)  # the first save then replaces one of its two names
+                except OSError:  # a filesystem without links
+                    shutil.copyfile(path, previous)
                 say(f"note: an earlier run's {path} is now {previous}")
         kept = []
         if state is not None and log_path.exists():
