@@ -19,6 +19,7 @@ import json
 import math
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -196,23 +197,25 @@ def in_turns(
     return {name: median(values) for name, values in seconds.items()}
 
 
-def child(*command: object, threads: int | None = None, cwd: Path | None = None) -> tuple:
-    """Run a process to its end; returns (seconds, peak memory in GB, what it printed)."""
+def child(*command: object, threads: int | None = None, cwd: Path | None = None) -> str:
+    """Run a Python process to its end; returns what it printed."""
     env = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
-    with tempfile.TemporaryFile() as output:
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, *map(str, command)], stdout=output, stderr=output, cwd=cwd, env=env
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        elapsed = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        text = output.read().decode(errors="replace")
-    if process.returncode:
-        raise cli.UserError(f"{' '.join(map(str, command))} failed: {text.strip()[-500:]}")
-    unit = 1 if platform.system() == "Darwin" else 1024  # of ru_maxrss
-    return elapsed, usage.ru_maxrss * unit / 1e9, text
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, cwd=cwd, env=env
+    )
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise cli.UserError(f"{' '.join(map(str, command))} failed: {reason}")
+    return done.stdout
+
+
+def peak_memory() -> float:
+    """Of this process so far, in GB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # there ru_maxrss would include the parent's, until exec
+        kb = next(s.split()[1] for s in status.read_text().splitlines() if s.startswith("VmHWM"))
+        return int(kb) * 1024 / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9  # bytes, on a Mac
 
 
 def loop(work: Callable[[], object], times: int) -> Callable[[], None]:
@@ -247,8 +250,8 @@ def bench_train(bench: "Bench") -> None:
         note=f"{achieved / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s",
     )
 
-    _, _, text = child(__file__, "--worker", "shares", "--device", bench.args.device, cwd=ROOT)
-    shares = json.loads(text.splitlines()[-1])
+    printed = child(__file__, "--worker", "shares", "--device", bench.args.device, cwd=ROOT)
+    shares = json.loads(printed.splitlines()[-1])
     bench.row(
         "share of a training step outside forward, backward and optimizer",
         {"ours": shares.pop("rest")},
@@ -256,7 +259,7 @@ def bench_train(bench: "Bench") -> None:
         note=", ".join(f"{name} {share:.3f}" for name, share in shares.items()),
     )
     memory = {
-        name: child(__file__, "--worker", name, "--device", bench.args.device, cwd=ROOT)[1]
+        name: float(child(__file__, "--worker", name, "--device", bench.args.device, cwd=ROOT))
         for name in contestants
     }
     bench.row("training, peak memory of the process, GB", memory, "at most 1.5")
@@ -390,7 +393,9 @@ def bench_scale(bench: "Bench") -> None:
             for n in (256, 1280):  # their difference has no start-up in it
                 arguments = ("--ckpt", ROOT / "checkpoints/mnist-v.pt", "--n", n, "--steps", 20)
                 arguments += ("--out", f"{folder}/x.png")
-                times[n] = child(*launch, ROOT / "infer.py", *arguments, threads=threads)[0]
+                started = time.perf_counter()
+                child(*launch, ROOT / "infer.py", *arguments, threads=threads)
+                times[n] = time.perf_counter() - started
             rates["sampling"][way] = 1024 / (times[1280] - times[256])
     for kind, by_way in rates.items():
         one, two = by_way.values()
@@ -531,6 +536,7 @@ def main() -> int:
     if args.worker:  # a few steps of training, for the process's peak memory
         contestant = CONTESTANTS[args.worker](bench.images, bench.batch_size, bench.device)
         loop(contestant.train_step, 3)()
+        print(peak_memory())
         return 0
     threads = f"{torch.get_num_threads()} threads" if bench.device.type == "cpu" else ""
     where = torch.cuda.get_device_name() if bench.device.type == "cuda" else platform.processor()
