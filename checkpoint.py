@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from cli import UserError
+from cli import UserError, first_line
 from scheduler import DDPMScheduler
 from unet import UNet
 
@@ -125,8 +125,6 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[UN
         if not all(w.isfinite().all() for w in contents["weights"].values()):
             raise ValueError("weights that are not finite")
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
-        raise UserError(
-            f"{path} does not hold a usable model: {str(error).splitlines()[0]}"
-        ) from None
+        raise UserError(f"{path} does not hold a usable model: {first_line(error)}") from None
     unet = unet.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
     return unet, contents

@@ -50,6 +50,11 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(130)
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its type if it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def number(kind: type, low: float, high: float = math.inf, *, open_low: bool = False) -> Callable:
     """An argparse type: a finite int or float in [low, high], or (low, high] with open_low."""
 
@@ -102,6 +107,5 @@ def pick_device(name: str):
             torch.set_float32_matmul_precision("high")  # TF32 where float32 remains
         torch.empty(1, device=device)  # a name can be well formed and the device still not there
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name} cannot be used: {reason}") from None
+        raise UserError(f"--device {name} cannot be used: {first_line(error)}") from None
     return device

@@ -73,7 +73,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def _is_stale(file: Path, n: int) -> bool:
-    return not file.stem.isdigit() or int(file.stem) >= n
+    return not file.stem.isdecimal() or int(file.stem) >= n
 
 
 def main() -> int:

@@ -401,7 +401,7 @@ def train(
                 optimizer.load_state_dict(optimizer_state)
             generator.set_state(state["generator"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            reason = str(error).splitlines()[0]
+            reason = cli.first_line(error)
             raise UserError(f"{args.resume} does not fit this run: {reason}") from None
         step, elapsed = state["step"], state["elapsed"]
     forward = torch.compile(model) if args.compile else model

@@ -14,7 +14,7 @@ Parameters and forward FLOPs (a multiply-add counts two) per 28x28x1 image:
 
     channels      32      48      64      96      32 with patch_size 1, channel_mults (1, 2, 4)
     parameters  0.83M   1.87M   3.32M   7.45M   3.15M
-    MFLOP          99     221     392     882     565
+    MFLOP          99     222     394     883     566
 
 This module knows nothing of noise schedules: t is only a number to embed.
 """

@@ -29,6 +29,7 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 from statistics import median
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -42,6 +43,7 @@ sys.path.insert(0, str(ROOT))
 import cli  # noqa: E402
 import metrics  # noqa: E402
 import train  # noqa: E402
+from checkpoint import write_atomically  # noqa: E402
 from data import load_dataset, to_uint8, to_unit_range  # noqa: E402
 from sampling import sample  # noqa: E402
 from scheduler import DDIMScheduler, DDPMScheduler  # noqa: E402
@@ -59,7 +61,8 @@ class Ours:
     def __init__(self, images: Tensor, batch_size: int, device: torch.device):
         args, _ = train.parse_args([])
         self.images, self.batch_size, self.device, self.args = images, batch_size, device, args
-        config = {"beta_schedule": args.schedule, "prediction_type": "v_prediction"}
+        prediction_type = train.PREDICTION_TYPES[args.pred]
+        config = {"beta_schedule": args.schedule, "prediction_type": prediction_type}
         self.scheduler, self.ddim = DDPMScheduler(**config), DDIMScheduler(**config)
         self.model, self.ema = train.make_models(device, channels=args.channels)
         self.optimizers = train.make_optimizers(self.model, args.lr, args.muon_lr)
@@ -161,8 +164,6 @@ class DDPMPytorch:
     def sample(self, n: int, steps: int) -> Tensor:
         diffusion = self.ema.ema_model.eval()
         diffusion.sampling_timesteps, diffusion.is_ddim_sampling = steps, True
-        from unittest.mock import patch
-
         with patch(
             "denoising_diffusion_pytorch.denoising_diffusion_pytorch.tqdm", lambda x, **_: x
         ):
@@ -313,11 +314,10 @@ def bench_scheduler(bench: "Bench") -> None:
     for B in (64, 1024):
         x, output = (torch.randn(B, *SHAPE, device=bench.device) for _ in range(2))
         t = torch.randint(1000, (B,), device=bench.device)
-        for cls in ("DDIMScheduler", "DDPMScheduler"):
-            pair = {
-                "ours": {"DDIMScheduler": DDIMScheduler, "DDPMScheduler": DDPMScheduler}[cls](),
-                "diffusers": getattr(diffusers, cls)(timestep_spacing="trailing"),
-            }
+        for cls in (DDIMScheduler, DDPMScheduler):
+            name = cls.__name__
+            peer = getattr(diffusers, name)(timestep_spacing="trailing")
+            pair = {"ours": cls(), "diffusers": peer}
             for scheduler in pair.values():
                 scheduler.set_timesteps(50)
             step = {name: loop(partial(s.step, output, 499, x), 100) for name, s in pair.items()}
@@ -327,10 +327,9 @@ def bench_scheduler(bench: "Bench") -> None:
             for method, works in (("step", step), ("add_noise", noise)):
                 seconds = in_turns(works, 4 * bench.rounds, bench.device)
                 micros = {name: s / 100 * 1e6 for name, s in seconds.items()}
-                target = (
-                    "at most 0.5 x" if (B, cls, method) == (64, "DDIMScheduler", "step") else ""
-                )
-                bench.row(f"{cls}.{method}, batch {B}, microseconds", micros, target)
+                asked = (B, cls, method) == (64, DDIMScheduler, "step")
+                target = "at most 0.5 x" if asked else ""
+                bench.row(f"{name}.{method}, batch {B}, microseconds", micros, target)
 
 
 def bench_startup(bench: "Bench") -> None:
@@ -485,7 +484,7 @@ class Bench:
         *,
         note: str = "",
     ) -> None:
-        """Keep a row of the table and print it. `target` is a promise of README's, or ""."""
+        """Keep a row of the table and print it. `target` is what it should be, or ""."""
         ratios = {name: values["ours"] / value for name, value in values.items() if name != "ours"}
         self.rows.append(
             {"what": what, "values": values, "ours_over": ratios, "target": target, "note": note}
@@ -550,7 +549,8 @@ def main() -> int:
         for part in args.parts or PARTS:
             PARTS[part](bench)
     if args.json:
-        Path(args.json).write_text(json.dumps({"where": header, "rows": bench.rows}, indent=1))
+        report = {"where": header, "rows": bench.rows}
+        write_atomically(args.json, (json.dumps(report, indent=1) + "\n").encode())
     return 0
 
 
