@@ -71,7 +71,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
         "--density",
         choices=("lognormal", "uniform"),
         default="lognormal",
-        help="of the training timesteps: log-SNR from N(0, 2^2), or t uniform",
+        help="of the training timesteps: log-SNR from N(-0.5, 1.5^2), or t uniform",
     )
     p.add_argument(
         "--channels", type=cli.number(int, 2, 1024), default=32, help="width of the UNet, even"
@@ -112,14 +112,15 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
 def timestep_cdf(alphas_cumprod: Tensor, density: str) -> Tensor:
     """The (T,) cumulative distribution that training timesteps are drawn from.
 
-    "lognormal": log-SNR_t = log(abar_t / (1 - abar_t)) is normal with mean 0 and deviation 2, so
-    most images are seen where noise and signal are of like size: there the network has most to
-    learn (Karras et al. 2022, section 5; Kingma & Gao 2023). "uniform": DDPM, algorithm 1.
+    "lognormal": log-SNR_t = log(abar_t / (1 - abar_t)) is normal with mean -0.5 and deviation 1.5,
+    so most images are seen where a digit's shape is decided: there the network has most to learn
+    (Karras et al. 2022, section 5; Kingma & Gao 2023). The two numbers are measured: see
+    benchmarks/recipe.md. "uniform": DDPM, algorithm 1.
     """
     if density == "uniform":
         return torch.arange(1, len(alphas_cumprod) + 1, dtype=torch.float64) / len(alphas_cumprod)
     log_snr = torch.logit(alphas_cumprod)
-    cdf = torch.special.ndtr(-log_snr / 2)  # log-SNR falls as t grows
+    cdf = torch.special.ndtr(-(log_snr + 0.5) / 1.5)  # log-SNR falls as t grows
     return cdf / cdf[-1]
 
 
@@ -459,7 +460,7 @@ def train(
             return
         ddim = DDIMScheduler(**scheduler.config)
         ddim.set_timesteps(min(steps, args.timesteps))
-        x = sample(ema, ddim, torch.arange(64, device=device), shape, seed=args.seed)
+        x = sample(ema, ddim, torch.arange(64, device=device), shape, seed=args.seed, eta=1.0)
         save_grid(path, to_uint8(x), nrow=8)
 
     # ----- signals: finish the step, save, leave
