@@ -62,6 +62,7 @@ def sample(
     *,
     seed: int = 0,
     eta: float = 0.0,
+    x_T: Tensor | None = None,
     callback: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> Tensor:
     """Run the reverse process from x_T ~ N(0, I) over `scheduler.timesteps`.
@@ -72,15 +73,16 @@ def sample(
         images: (B,) int64 numbers of the images to make, on the device to make them on. Image i
             depends on the model, the scheduler, eta, seed and i only.
         shape: (C, H, W).
+        x_T: (B, *shape), to start from instead of noise drawn for (seed, image).
         callback: called as callback(t, x_t, pred_original_sample) at every step.
 
     Returns:
         (B, *shape) float32 in about [-1, 1].
     """
     n = len(images)
+    x = image_noise(seed, images, 0, shape) if x_T is None else x_T
     if n == 1:  # a lone image would go through other kernels, which round differently
-        images = images.repeat(2)
-    x = image_noise(seed, images, 0, shape)
+        images, x = images.repeat(2), x.expand(2, *shape)
     steps = scheduler.timesteps.tolist()
     ddim = isinstance(scheduler, DDIMScheduler)
     noisy = eta > 0 if ddim else True
