@@ -37,7 +37,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument(
         "--eta",
         type=cli.number(float, 0, 1),
-        help="ddim's noise, sigma_t^2 = eta beta~_t: 0 is deterministic, 1 is DDPM (default: 0)",
+        help="ddim's noise, sigma_t^2 = eta beta~_t: 0 is deterministic, 1 is DDPM (default: 1, "
+        "the best here from 10 steps on)",
     )
     p.add_argument(
         "--spacing",
@@ -68,7 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = p.parse_args(argv)
     if args.sampler == "ddpm" and args.eta is not None:
         p.error("--eta belongs to --sampler ddim; the ddpm sampler has none")
-    args.eta = args.eta or 0.0
+    args.eta = 1.0 if args.eta is None else args.eta
     return args
 
 

@@ -15,6 +15,7 @@ whose other work slows it down slows all alike.
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -77,9 +78,9 @@ class Ours:
         settings = {"clip": self.args.clip, "lr_factor": 0.1, "decay": self.args.ema}
         train.optimize(loss, self.model, self.ema, self.optimizers, **settings)
 
-    def sample(self, n: int, steps: int) -> Tensor:
+    def sample(self, n: int, steps: int, eta: float = 0.0) -> Tensor:
         self.ddim.set_timesteps(steps)
-        return sample(self.ema, self.ddim, torch.arange(n, device=self.device), SHAPE)
+        return sample(self.ema, self.ddim, torch.arange(n, device=self.device), SHAPE, eta=eta)
 
 
 class Diffusers:
@@ -122,7 +123,7 @@ class Diffusers:
         self.ema.step(self.model.parameters())
 
     @torch.inference_mode()
-    def sample(self, n: int, steps: int) -> Tensor:
+    def sample(self, n: int, steps: int, eta: float = 0.0) -> Tensor:
         self.ddim.set_timesteps(steps)
         self.ema.store(self.model.parameters())
         self.ema.copy_to(self.model.parameters())
@@ -130,7 +131,7 @@ class Diffusers:
         for t in self.ddim.timesteps:
             with torch.autocast(x.device.type, torch.bfloat16, enabled=x.device.type == "cuda"):
                 prediction = self.model(x, t).sample
-            x = self.ddim.step(prediction, t, x).prev_sample
+            x = self.ddim.step(prediction, t, x, eta=eta).prev_sample
         self.ema.restore(self.model.parameters())
         return x
 
@@ -161,9 +162,10 @@ class DDPMPytorch:
         self.ema.update()
 
     @torch.inference_mode()
-    def sample(self, n: int, steps: int) -> Tensor:
+    def sample(self, n: int, steps: int, eta: float = 0.0) -> Tensor:
         diffusion = self.ema.ema_model.eval()
         diffusion.sampling_timesteps, diffusion.is_ddim_sampling = steps, True
+        diffusion.ddim_sampling_eta = eta
         with patch(
             "denoising_diffusion_pytorch.denoising_diffusion_pytorch.tqdm", lambda x, **_: x
         ):
@@ -416,46 +418,37 @@ PARTS = {
 
 
 def time_to_quality(bench: "Bench", minutes: float, pred: str, seed: int, peers: bool) -> None:
-    """Train for the same wall-clock, sample 1,000 images at 50 DDIM steps, score them."""
-    scores = {}
+    """Train for the same wall-clock; score 1,000 images of 50 steps, at eta 0 and at eta 1."""
+    etas, arrays = (0, 1), {}
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "ours.pt")
+        out, device = Path(folder, "ours.pt"), ("--device", bench.args.device)
         arguments = ("--pred", pred, "--minutes", minutes, "--seed", seed, "--out", out)
-        arguments += (
-            "--samples",
-            f"{folder}/samples",
-            "--data",
-            ROOT / "data",
-            "--device",
-            bench.args.device,
-        )
-        child(ROOT / "train.py", *arguments)
-        arguments = ("--ckpt", out, "--n", 1000, "--steps", 50, "--batch-size", 100, "--save-npy")
-        arguments += ("--out", f"{folder}/ours.png", "--device", bench.args.device)
-        child(ROOT / "infer.py", *arguments)
-        scores["ours"] = np.load(f"{folder}/ours.npy")
+        arguments += ("--samples", f"{folder}/samples", "--data", ROOT / "data")
+        child(ROOT / "train.py", *arguments, *device)
+        for eta in etas:
+            arguments = ("--ckpt", out, "--n", 1000, "--steps", 50, "--eta", eta, "--save-npy")
+            arguments += ("--batch-size", 100, "--out", f"{folder}/{eta}.png")
+            child(ROOT / "infer.py", *arguments, *device)
+            arrays["ours", eta] = np.load(f"{folder}/{eta}.npy")
     for name in [name for name in CONTESTANTS if name != "ours"] if peers else []:
         torch.manual_seed(seed)
         peer = CONTESTANTS[name](bench.images, bench.batch_size, bench.device)
         started, budget = time.monotonic(), 60 * minutes
         while (elapsed := time.monotonic() - started) < budget:
             peer.train_step(elapsed / budget)
-        images = torch.cat([to_uint8(peer.sample(100, 50)) for _ in range(10)])
-        scores[name] = images.squeeze(1).cpu().numpy()
-    scores = {
-        name: metrics.score(images, data_dir=ROOT / "data") for name, images in scores.items()
-    }
+        for eta in etas:
+            images = torch.cat([to_uint8(peer.sample(100, 50, eta)) for _ in range(10)])
+            arrays[name, eta] = images.squeeze(1).cpu().numpy()
     floor = metrics.floor(1000, data_dir=ROOT / "data")
-    what = f"{minutes:g} minutes of training ({pred}), 1,000 images at 50 steps"
-    for key, label in (
-        ("frechet", "Fréchet distance (LeNet features)"),
-        ("confidence", "confidence"),
-    ):
+    scores = {key: metrics.score(array, data_dir=ROOT / "data") for key, array in arrays.items()}
+    labels = {"frechet": "Fréchet distance (LeNet features)", "confidence": "confidence"}
+    for eta, (key, label) in itertools.product(etas, labels.items()):
         bench.row(
-            f"{what}: {label}",
-            {name: s[key] for name, s in scores.items()},
+            f"{minutes:g} minutes of training ({pred}), 50 steps, eta {eta}: {label}",
+            {name: s[key] for (name, e), s in scores.items() if e == eta},
             "",
-            note=f"standard error {scores['ours'][key + '_se']:.2g}; real images {floor[key]:.3g}",
+            note=f"standard error {scores['ours', eta][key + '_se']:.2g}; "
+            f"real images {floor[key]:.3g}",
         )
 
 

@@ -133,7 +133,7 @@ def test_every_output_is_there_and_of_the_same_images(run, tiny_checkpoint, tmp_
     arguments = ("--ckpt", tiny_checkpoint, "--n", 5, "--steps", 6, "--nrow", 5)
     done = run("infer.py", *arguments, "--save-npy", "--save-png", "files", "--gif", "--seed", 9)
     assert done.returncode == 0, done.stderr
-    stem = tmp_path / "samples" / "tiny-ddim6-eta0-seed9"
+    stem = tmp_path / "samples" / "tiny-ddim6-eta1-seed9"
     array = np.load(f"{stem}.npy")
     files = sorted((tmp_path / "files").iterdir())
     assert len(files) == 5
