@@ -22,6 +22,7 @@ import math
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -320,7 +321,10 @@ def yardstick() -> str:
 def read_row(folder: Path, cell: Cell, data_dir: str) -> dict:
     """A kept cell's row; scored anew if the classifier has changed since."""
     path = folder / f"{cell.name}.json"
-    row = json.loads(path.read_text())
+    try:
+        row = json.loads(path.read_text())
+    except ValueError:
+        raise UserError(f"{path} is damaged: delete it, and the study makes it again") from None
     if row["yardstick"] != yardstick():
         row |= scored(read_images(folder, cell), data_dir)
         write_json(path, row)
@@ -386,22 +390,26 @@ def run_trainings(
     trainings: Sequence[Training], place: Place, args: argparse.Namespace
 ) -> list[Subject]:
     """Train those that are not there yet, each rank its share, and load them all."""
-    folder = Path(args.out) / "trainings"
-    for i, training in enumerate(trainings[place.rank :: place.world], start=1):
+    folder, mine = Path(args.out) / "trainings", trainings[place.rank :: place.world]
+    environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")}
+    for i, training in enumerate(mine, start=1):
         path = folder / f"{training.name}.pt"
         if is_complete(path, training):
             continue
         state = path.with_suffix(".state.pt")
-        how = ["--resume", str(state)] if state.exists() else training.arguments()
-        environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")}
-        tqdm.write(f"training {i} of {len(trainings[place.rank :: place.world])}: {training.name}")
-        done = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("train.py")), *how]
-            + ([] if state.exists() else ["--out", str(path), "--samples", str(folder / "samples")])
-            + ["--device", str(place.device), "--data", args.data],
-            env=environment,
-        )
-        if done.returncode == 130:
+        fresh = [*training.arguments(), "--out", str(path), "--samples", str(folder / "samples")]
+        how = ["--resume", str(state)] if state.exists() else fresh
+        tqdm.write(f"training {i} of {len(mine)}: {training.name}")
+        ours = signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is train.py's: it saves
+        try:
+            done = subprocess.run(
+                [sys.executable, str(Path(__file__).with_name("train.py")), *how]
+                + ["--device", str(place.device), "--data", args.data],
+                env=environment,
+            )
+        finally:
+            signal.signal(signal.SIGINT, ours)
+        if done.returncode == 128 + signal.SIGINT:
             raise KeyboardInterrupt
         if done.returncode:
             raise UserError(f"training {training.name} failed: see above")
@@ -1216,7 +1224,6 @@ def study(args: argparse.Namespace, place: Place) -> int:
     n_long = args.n_long or (
         args.n if device.type == "cuda" else max(args.n // 4, metrics.MIN_SAMPLES)
     )
-    n_of = lambda steps: n_long if steps > LONG else args.n  # noqa: E731
     for subject in subjects:
         T = subject.scheduler().num_train_timesteps
         if args.steps[-1] > T:
@@ -1229,7 +1236,11 @@ def study(args: argparse.Namespace, place: Place) -> int:
     place.agree(None)
 
     cells = make_cells(
-        subjects, args.steps, args.eta, n_of, lambda s: args.seeds if s in HEADLINE else 1
+        subjects,
+        args.steps,
+        args.eta,
+        n=lambda steps: n_long if steps > LONG else args.n,
+        seeds=lambda steps: args.seeds if steps in HEADLINE else 1,
     )
     rows = run_cells(cells, subjects, place, args)
     trainings = make_trainings(args.train_images, args.seeds) if args.train_images else []

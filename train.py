@@ -144,18 +144,24 @@ def ema_decay(step: int, decay: float) -> float:
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T of every G = U S V^T in (..., m, n): Newton-Schulz (Jordan et al. 2024).
+    """About U V^T of every G = U S V^T in (k, m, n): Newton-Schulz (Jordan et al. 2024).
 
     Their X <- (a I + b A + c A^2) X with A = X X^T, but every iterate is P X_0 with P a polynomial
     in A_0: iterating P and A = P A_0 P, which are only m x m, costs less for a wide matrix.
     """
     X = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
     X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    A, identity = X @ X.mT, torch.eye(X.shape[-2], device=X.device)
-    P = identity
-    for _ in range(steps):
-        Q = 3.4445 * identity - 4.7750 * A + 2.0315 * A @ A
-        P, A = Q @ P, Q @ A @ Q
+    identity = torch.eye(X.shape[-2], device=X.device)
+
+    def polynomial(A: Tensor) -> Tensor:
+        return torch.baddbmm(3.4445 * identity - 4.7750 * A, A, A, alpha=2.0315)
+
+    A = X @ X.mT
+    P = Q = polynomial(A)
+    for _ in range(steps - 1):
+        A = Q @ A @ Q
+        Q = polynomial(A)
+        P = Q @ P
     X = P @ X
     return X if matrices.shape[-2] <= matrices.shape[-1] else X.mT
 
@@ -173,17 +179,21 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
+            params = group["params"]
+            grads = [p.grad for p in params]
+            momenta = [
+                self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params
+            ]
+            torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+            updates = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov
             same_shape = defaultdict(list)
-            for p in group["params"]:
-                momentum = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                momentum.lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(momentum, group["momentum"])  # Nesterov
+            for p, update in zip(params, updates, strict=True):
                 same_shape[len(p), p[0].numel()].append((p, update.flatten(1)))
             for (rows, columns), pairs in same_shape.items():
-                updates = orthogonalize(torch.stack([update for _, update in pairs]))
+                directions = orthogonalize(torch.stack([update for _, update in pairs]))
                 scale = group["lr"] * max(1, rows / columns) ** 0.5
-                for (p, _), update in zip(pairs, updates, strict=True):
-                    p.add_(update.view(p.shape), alpha=-scale)
+                for (p, _), direction in zip(pairs, directions, strict=True):
+                    p.add_(direction.view(p.shape), alpha=-scale)
 
 
 def make_models(device: torch.device, **config) -> tuple[UNet, UNet]:

@@ -126,7 +126,7 @@ def test_ema():
     assert train.ema_decay(10**6, 0.999) == 0.999
 
 
-@pytest.mark.parametrize("shape", [(8, 8), (8, 40), (40, 8), (3, 6, 20)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 8, 40), (2, 40, 8), (3, 6, 20)])
 def test_orthogonalize(shape):
     """The singular values come near 1 and the singular vectors stay: the oracle is the SVD."""
     G = torch.randn(shape, generator=torch.Generator().manual_seed(0))
