@@ -908,13 +908,31 @@ def the_answer(f: Findings) -> list[str]:
     if low < high:
         said = "; ".join(f"{s.symbol}: {winners(f, (s, low), (s, high))}" for s in f.subjects)
         lines.append(f"**η = {low:g} or {high:g}?** Better, by Fréchet distance: {said} steps.")
-    lines.append(
-        """**Why?** Few steps are long steps, which any noise makes worse; with many, noise
-        overwrites what the network got wrong (section 2). v's predicted x₀ stays sound in pure
-        noise, where
-        ε's is an error divided by almost 0 (section 6)."""
-    )
+    reasons = why(f)
+    if reasons:
+        lines.append(f"**Why?** {' '.join(reasons)}")
     return ["## The answer", bullets(lines)]
+
+
+def why(f: Findings) -> list[str]:
+    """Reasons for what was found: each only if the figures show what it explains."""
+    low, high = f.extremes
+    z = [(k, v) for s in f.subjects for k, v in z_scores(f, (s, low), (s, high)).items()]
+    low_wins, high_wins = ([k for k, v in z if sign * v >= 2] for sign in (-1, 1))
+    reasons = []
+    if low_wins and high_wins and max(low_wins) < min(high_wins):
+        reasons.append(
+            f"""Up to {max(low_wins)} steps, each is so long that noise makes it worse; from
+            {min(high_wins)} on, noise lets later steps draw anew what the network got wrong
+            (section 2)."""
+        )
+    last = {s.symbol: f.errors[s.label][-1]["float32"] for s in f.subjects}
+    if {"v", "ε"} <= set(last) and last["v"] < last["ε"]:
+        reasons.append(
+            f"""v's predicted x₀ stays sound in pure noise, where ε's is an error divided by almost
+            0: {last["v"]:.2g} against {last["ε"]:.2g} off, before clipping (section 6)."""
+        )
+    return reasons
 
 
 def names_of(a: tuple[Subject, float], b: tuple[Subject, float]) -> list[str]:
@@ -924,12 +942,16 @@ def names_of(a: tuple[Subject, float], b: tuple[Subject, float]) -> list[str]:
     return [s.symbol if a[0].symbol != b[0].symbol else s.label for s, _ in (a, b)]
 
 
+def z_scores(f: Findings, a: tuple[Subject, float], b: tuple[Subject, float]) -> dict[int, float]:
+    """a's Fréchet distance less b's, in standard errors, at every step count."""
+    return {k: z_score(f.estimate(a[0], k, a[1]), f.estimate(b[0], k, b[1])) for k in f.args.steps}
+
+
 def winners(f: Findings, a: tuple[Subject, float], b: tuple[Subject, float]) -> str:
     """At which step counts a's Fréchet distance is below b's, and b's below a's, |z| >= 2."""
     names = names_of(a, b)
     groups: dict[str, list[str]] = {names[0]: [], names[1]: [], "not told apart": []}
-    for steps in f.args.steps:
-        z = z_score(*(f.estimate(subject, steps, eta) for subject, eta in (a, b)))
+    for steps, z in z_scores(f, a, b).items():
         groups["not told apart" if abs(z) < 2 else names[z > 0]].append(str(steps))
     return ", ".join(f"{name} at {' '.join(at)}" for name, at in groups.items() if at)
 
