@@ -862,6 +862,8 @@ def report(f: Findings) -> str:
 def introduction(f: Findings) -> list[str]:
     row, floor = f.rows[0], f.floors[f.args.n]
     count, minutes = sum(r["n"] for r in f.rows), sum(r["seconds"] for r in f.rows) / 60
+    world = row["processes"]
+    launcher = "python" if world == 1 else f"torchrun --nproc-per-node={world} --"
     checkpoints = [
         (s.path, s.symbol, f"{s.contents['training']['images']:,}", f"`{s.sha256[:12]}`")
         for s in f.subjects
@@ -870,17 +872,16 @@ def introduction(f: Findings) -> list[str]:
         "# The study",
         say(f"""What prediction type, number of steps and η do to what is generated, on MNIST:
         {len(f.rows)} cells, {count:,} images, {minutes:.0f} minutes of sampling, by"""),
-        "```bash\n" + " ".join(["python study.py", *sys.argv[1:]]) + "\n```",
-        say(f"""on {date.today()}: {row["device"]}, {row["processes"]} × {row["threads"]} threads,
-        torch {row["torch"]}, commit {row["commit"]}. [results.csv](results.csv) has a row a
-        cell."""),
+        "```bash\n" + " ".join([launcher, "study.py", *sys.argv[1:]]) + "\n```",
+        say(f"""on {date.today()}: {row["device"]}, {world} × {row["threads"]} threads, torch
+        {row["torch"]}, commit {row["commit"]}. [results.csv](results.csv) has a row a cell."""),
         markdown_table(("checkpoint", "predicts", "trained on, images", "SHA-256"), checkpoints),
         say(f"""Distances are of this lab's own small classifier
         ([metrics.py](../metrics.py)), not Inception's: to be read against each other and against
         the floor, real training images, which have {floor["frechet"]:.1f} ±
         {floor["frechet_se"]:.1f} at n = {f.args.n:,} and a KID of {floor["kid"]:.1f} ±
         {floor["kid_se"]:.1f}. A Fréchet distance falls with n: compare equal n. η is the variance's
-    share, σₜ² = η β̃ₜ: the square of the DDIM paper's η."""),
+        share, σₜ² = η β̃ₜ: the square of the DDIM paper's η."""),
     ]
 
 
