@@ -2,7 +2,7 @@
 
 the whole table:  python benchmarks/bench.py                     about 15 minutes on two CPU cores
 parts of it:      python benchmarks/bench.py train scheduler
-good digits:      python benchmarks/bench.py --time-to-quality 10 [--peers]
+good digits:      python benchmarks/bench.py --time-to-quality 10 [--peers [NAME ...]]
 
 The peers, from requirements-dev.txt and as their own tutorials use them:
 
@@ -417,9 +417,9 @@ PARTS = {
 }
 
 
-def time_to_quality(bench: "Bench", minutes: float, pred: str, seed: int, peers: bool) -> None:
-    """Train for the same wall-clock; score 1,000 images of 50 steps, at eta 0 and at eta 1."""
-    etas, arrays = (0, 1), {}
+def time_to_quality(bench: "Bench", minutes: float) -> None:
+    """Train each for the same wall-clock; score 1,000 images of 50 steps for every eta."""
+    pred, seed, etas, arrays = bench.args.pred, bench.args.seed, bench.args.eta, {}
     with tempfile.TemporaryDirectory() as folder:
         out, device = Path(folder, "ours.pt"), ("--device", bench.args.device)
         arguments = ("--pred", pred, "--minutes", minutes, "--seed", seed, "--out", out)
@@ -430,7 +430,7 @@ def time_to_quality(bench: "Bench", minutes: float, pred: str, seed: int, peers:
             arguments += ("--batch-size", 100, "--out", f"{folder}/{eta}.png")
             child(ROOT / "infer.py", *arguments, *device)
             arrays["ours", eta] = np.load(f"{folder}/{eta}.npy")
-    for name in [name for name in CONTESTANTS if name != "ours"] if peers else []:
+    for name in bench.args.peers:
         torch.manual_seed(seed)
         peer = CONTESTANTS[name](bench.images, bench.batch_size, bench.device)
         started, budget = time.monotonic(), 60 * minutes
@@ -444,7 +444,7 @@ def time_to_quality(bench: "Bench", minutes: float, pred: str, seed: int, peers:
     labels = {"frechet": "Fréchet distance (LeNet features)", "confidence": "confidence"}
     for eta, (key, label) in itertools.product(etas, labels.items()):
         bench.row(
-            f"{minutes:g} minutes of training ({pred}), 50 steps, eta {eta}: {label}",
+            f"{minutes:g} minutes of training ({pred}), 50 steps, eta {eta:g}: {label}",
             {name: s[key] for (name, e), s in scores.items() if e == eta},
             "",
             note=f"standard error {scores['ours', eta][key + '_se']:.2g}; "
@@ -510,12 +510,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     quality.add_argument("--pred", choices=train.PREDICTION_TYPES, default="v", help="of ours")
     quality.add_argument("--seed", type=cli.number(int, 0, 2**31), default=0, help="of training")
-    quality.add_argument("--peers", action="store_true", help="each peer too, for as long")
+    quality.add_argument(
+        "--eta", type=cli.number(float, 0, 1), nargs="+", default=[0, 1], help="of sampling"
+    )
+    peers = [name for name in CONTESTANTS if name != "ours"]
+    quality.add_argument(
+        "--peers",
+        nargs="*",
+        choices=peers,
+        default=argparse.SUPPRESS,
+        help=f"these too, for as long; without names: {' and '.join(peers)}",
+    )
     p.add_argument("--worker", help=argparse.SUPPRESS)  # what a child process of this script does
     args = p.parse_args(argv)
     unknown = [part for part in args.parts if part not in PARTS]
     if unknown:
         p.error(f"no part {unknown[0]!r}: choose from {', '.join(PARTS)}")
+    args.peers = (args.peers or peers) if hasattr(args, "peers") else []
     return args
 
 
@@ -537,7 +548,7 @@ def main() -> int:
     print("| what | " + " | ".join(CONTESTANTS) + " | ours over theirs | target | |")
     print("|" + " --- |" * (len(CONTESTANTS) + 4))
     if args.time_to_quality:
-        time_to_quality(bench, args.time_to_quality, args.pred, args.seed, args.peers)
+        time_to_quality(bench, args.time_to_quality)
     else:
         for part in args.parts or PARTS:
             PARTS[part](bench)

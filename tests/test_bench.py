@@ -55,3 +55,8 @@ def test_an_unknown_part_is_refused(capsys):
     with pytest.raises(SystemExit) as ended:
         bench.parse_args(["speed"])
     assert ended.value.code == 2 and "no part 'speed'" in capsys.readouterr().err
+
+
+def test_peers_are_none_all_or_those_named():
+    peers = [bench.parse_args(given).peers for given in ([], ["--peers"], ["--peers", "diffusers"])]
+    assert peers == [[], ["diffusers", "ddpm-pytorch"], ["diffusers"]]
