@@ -247,23 +247,32 @@ def _self_kernels(u: Tensor) -> Tensor:
     return u.square().sum(1).pow(3).sum()
 
 
-def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float]:
+def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float, float, float]:
     """Kynkäänniemi 2019 eq. 1-2: the shares of fakes in the reals' manifold and of the reverse.
 
     A set's manifold is the union of balls around its points, each as wide as the distance to the
     point's k-th neighbour in the set.
+
+    Returns:
+        Precision, its standard error over the fakes, recall, and its, which takes the reals to be
+        independent: fakes that are drawn anew move recall by up to a third more than it says.
     """
     real, fake = real.double(), fake.double()
-    return _share_within(fake, real, k), _share_within(real, fake, k)
+    precise, found = _within(fake, real, k), _within(real, fake, k)
+    return (
+        *(precise.mean().item(), _standard_error(precise)),
+        *(found.mean().item(), _standard_error(found)),
+    )
 
 
-def _share_within(points: Tensor, centres: Tensor, k: int) -> float:
+def _within(points: Tensor, centres: Tensor, k: int) -> Tensor:
+    """1 for a point in the centres' manifold, 0 for one outside: (len(points),) float64."""
     # the (k + 1)-th smallest: a point is its own nearest
     radii = torch.cat(
         [torch.cdist(c, centres).kthvalue(k + 1, dim=1).values for c in centres.split(1000)]
     )
     inside = [(torch.cdist(p, centres) <= radii).any(1) for p in points.split(1000)]
-    return torch.cat(inside).double().mean().item()
+    return torch.cat(inside).double()
 
 
 def nearest(images: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
@@ -352,14 +361,27 @@ def score(
         n, n_test, n_manifold   images scored, test images, images each way in precision and recall
         frechet, frechet_se     Fréchet distance (LeNet features)
         kid, kid_se             KID (LeNet features)
-        precision, recall       in [0, 1]
+        precision, precision_se, recall, recall_se   in [0, 1]
         confidence, confidence_se   mean of the largest probability of a digit, in [0, 1]
-        labels, label_entropy   10 counts, and the entropy of their shares in bits, at most log2(10)
+        labels                  10 counts
+        label_entropy, label_entropy_se   of their shares, in bits, at most log2(10)
         nearest, nearest_se     mean distance to the nearest training image, pixels in [0, 1]
         novelty, novelty_se     mean of that distance over its digit's mean for test images
-        copies                  share nearer than 95 % of test images read as the same digit
+        copies, copies_se       share nearer than 95 % of test images read as the same digit
     """
-    return _score(as_images(images), weights, data_dir)[0]
+    return score_and_pairs(as_images(images), weights=weights, data_dir=data_dir)[0]
+
+
+def score_and_pairs(
+    images: Tensor, *, weights: str | Path = WEIGHTS, data_dir: str | Path = "data"
+) -> tuple[dict, tuple[Tensor, Tensor, Tensor]]:
+    """`score` of images (N, 1, 28, 28) uint8, and a block of `draw_pairs`."""
+    feats, probs = features(images, load_classifier(weights))
+    train_images = _images("train", data_dir)
+    distances, index = nearest(images, train_images)
+    novelty, relative = _novelty(distances, probs.argmax(1), weights, data_dir)
+    figures = _fidelity(feats, probs, weights, data_dir) | novelty
+    return figures, (images, relative, train_images[index])
 
 
 def floor(n: int, *, weights: str | Path = WEIGHTS, data_dir: str | Path = "data") -> dict:
@@ -371,17 +393,6 @@ def floor(n: int, *, weights: str | Path = WEIGHTS, data_dir: str | Path = "data
     return _fidelity(*features(images, load_classifier(weights)), weights, data_dir) | novelty
 
 
-def _score(
-    images: Tensor, weights: str | Path, data_dir: str | Path
-) -> tuple[dict, tuple[Tensor, Tensor]]:
-    """The score, and for `draw_pairs` each image's relative distance and its training image."""
-    feats, probs = features(images, load_classifier(weights))
-    train_images = _images("train", data_dir)
-    distances, index = nearest(images, train_images)
-    novelty, relative = _novelty(distances, probs.argmax(1), weights, data_dir)
-    return _fidelity(feats, probs, weights, data_dir) | novelty, (relative, train_images[index])
-
-
 def _fidelity(feats: Tensor, probs: Tensor, weights: str | Path, data_dir: str | Path) -> dict:
     test = _test_features(weights, data_dir)
     n, m = len(feats), min(len(feats), len(test))
@@ -389,9 +400,12 @@ def _fidelity(feats: Tensor, probs: Tensor, weights: str | Path, data_dir: str |
     others = [torch.cat(parts[:i] + parts[i + 1 :]) for i in range(SUBSETS)]
     kid_value, kid_se = kid(feats, test)
     # as many of each, as in the paper: a denser set has smaller balls
-    precision, recall = precision_recall(test[_draw(len(test), m)], feats[_draw(n, m)])
+    precision, precision_se, recall, recall_se = precision_recall(
+        test[_draw(len(test), m)], feats[_draw(n, m)]
+    )
     confidence, labels = probs.max(1)
     counts = labels.bincount(minlength=NO_DIGIT)
+    surprisal = -(counts.double() / n).log2()[labels]  # of each label, in bits; entropy is its mean
     return {
         "n": n,
         "n_test": len(test),
@@ -401,18 +415,21 @@ def _fidelity(feats: Tensor, probs: Tensor, weights: str | Path, data_dir: str |
         "kid": kid_value,
         "kid_se": kid_se,
         "precision": precision,
+        "precision_se": precision_se,
         "recall": recall,
+        "recall_se": recall_se,
         "confidence": confidence.mean().item(),
         "confidence_se": _standard_error(confidence),
         "labels": counts.tolist(),
-        "label_entropy": torch.special.entr(counts.double() / n).sum().item() / math.log(2),
+        "label_entropy": surprisal.mean().item(),
+        "label_entropy_se": _standard_error(surprisal),
     }
 
 
 def _novelty(
     distances: Tensor, labels: Tensor, weights: str | Path, data_dir: str | Path
 ) -> tuple[dict, Tensor]:
-    """A score's last five figures, and the distances over their digit's mean for test images."""
+    """A score's last six figures, and the distances over their digit's mean for test images."""
     test_distances, test_labels, _ = _test_distances(weights, data_dir)
     by_digit = [test_distances[test_labels == digit] for digit in range(NO_DIGIT)]
     relative = distances / torch.stack([d.mean() for d in by_digit])[labels]
@@ -423,6 +440,7 @@ def _novelty(
         "novelty": relative.mean().item(),
         "novelty_se": _standard_error(relative),
         "copies": close.double().mean().item(),
+        "copies_se": _standard_error(close.double()),
     }
     return figures, relative
 
@@ -481,15 +499,15 @@ def format_table(columns: dict[str, dict]) -> str:
         "n": lambda s: f"{s['n']:,}",
         "Fréchet distance (LeNet features)": error("frechet", 2),
         "KID (LeNet features)": error("kid", 2),
-        "precision": lambda s: f"{s['precision']:.3f}",
-        "recall": lambda s: f"{s['recall']:.3f}",
+        "precision": error("precision", 3),
+        "recall": error("recall", 3),
         "  images each way": lambda s: f"{s['n_manifold']:,}",
         "confidence": error("confidence", 4),
-        "labels' entropy, of 3.32 bits": lambda s: f"{s['label_entropy']:.3f}",
+        "labels' entropy, of 3.32 bits": error("label_entropy", 3),
         **{f"  read as {digit}, %": share(digit) for digit in range(10)},
         "nearest training image": error("nearest", 3),
         "novelty (1 as test images)": error("novelty", 3),
-        "copies, % (5 as test images)": lambda s: f"{100 * s['copies']:.1f}",
+        "copies (0.05 as test images)": error("copies", 3),
     }
     first = max(map(len, rows))
     widths = [max(len(name), 17) for name in columns]
@@ -498,6 +516,15 @@ def format_table(columns: dict[str, dict]) -> str:
         f"{name:{first}}" + "".join(f"  {c:>{w}}" for c, w in zip(cells, widths, strict=True))
         for name, *cells in lines
     )
+
+
+def pairs_of_test_images(
+    *, weights: str | Path = WEIGHTS, data_dir: str | Path = "data"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A block of `draw_pairs` for test images: how close two different people's digits come."""
+    distances, labels, index = _test_distances(weights, data_dir)
+    _, relative = _novelty(distances, labels, weights, data_dir)
+    return _test_sample(data_dir), relative, _images("train", data_dir)[index]
 
 
 def draw_pairs(blocks: dict[str, tuple[Tensor, Tensor, Tensor]], count: int = 16):
@@ -568,13 +595,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"wrote {args.weights}: {right:.2%} of the test split right, {seconds:.0f} s")
         return 0
     sets = {path: read_samples(path) for path in args.samples}
-    where = args.weights, args.data
+    where = {"weights": args.weights, "data_dir": args.data}
     scores, blocks = {}, {}
     for path, images in sets.items():
-        scores[path], closest = _score(images, *where)
-        blocks[f"{Path(path).name}: samples"] = images, *closest
+        scores[path], blocks[f"{Path(path).name}: samples"] = score_and_pairs(images, **where)
     sizes = sorted({s["n"] for s in scores.values()})
-    floors = {n: floor(n, weights=args.weights, data_dir=args.data) for n in sizes}
+    floors = {n: floor(n, **where) for n in sizes}
     sha256 = hashlib.sha256(args.weights.read_bytes()).hexdigest()
     print(f"against MNIST's test split, 10,000 images, seen by {args.weights} ({sha256[:8]})\n")
     print(format_table(scores | {f"floor, n {s['n']:,}": s for s in floors.values()}))
@@ -587,10 +613,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         report |= {"scores": scores, "floors": floors}
         write_atomically(args.json, (json.dumps(report, indent=1) + "\n").encode())
     if args.pairs:
-        distances, labels, index = _test_distances(*where)
-        _, relative = _novelty(distances, labels, *where)
-        nearest_images = _images("train", args.data)[index]
-        blocks["test images"] = _test_sample(args.data), relative, nearest_images
+        blocks["test images"] = pairs_of_test_images(**where)
         buffer = io.BytesIO()
         draw_pairs(blocks).save(buffer, format="PNG")
         write_atomically(args.pairs, buffer.getvalue())

@@ -30,7 +30,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date, timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise, product
 from pathlib import Path
 
@@ -304,7 +304,7 @@ def run_cells(
 
 
 def scored(images: Tensor, data_dir: str) -> dict:
-    """metrics.score, which classifier's it is, and the share of pixels that are almost black."""
+    """metrics.score, which yardstick's it is, and the share of pixels that are almost black."""
     figures = metrics.score(images, data_dir=data_dir)
     return figures | {"faint": faint_share(images), "yardstick": yardstick()}
 
@@ -314,12 +314,15 @@ def faint_share(images: Tensor) -> float:
     return ((images > 0) & (images <= 25)).double().mean().item()
 
 
+@cache
 def yardstick() -> str:
-    return hashlib.sha256(metrics.WEIGHTS.read_bytes()).hexdigest()[:12]
+    """What a score depends on besides the images: metrics.py and its classifier."""
+    parts = (Path(metrics.__file__), metrics.WEIGHTS)
+    return hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()[:12]
 
 
 def read_row(folder: Path, cell: Cell, data_dir: str) -> dict:
-    """A kept cell's row; scored anew if the classifier has changed since."""
+    """A kept cell's row; scored anew if the yardstick has changed since."""
     path = folder / f"{cell.name}.json"
     try:
         row = json.loads(path.read_text())
@@ -786,6 +789,20 @@ def draw_interpolation(
     save_figure(figure, path)
 
 
+def draw_closest(folder: Path, cells: Sequence[Cell], data_dir: str, path: Path) -> None:
+    """The images of each cell that come closest to a training image, and test images that do."""
+    blocks = {
+        f"{c.model}, {c.steps} steps, eta {c.eta:g}: samples": metrics.score_and_pairs(
+            read_images(folder, c), data_dir=data_dir
+        )[1]
+        for c in cells
+    }
+    blocks["test images"] = metrics.pairs_of_test_images(data_dir=data_dir)
+    buffer = io.BytesIO()
+    metrics.draw_pairs(blocks).save(buffer, "PNG")
+    write_atomically(path, buffer.getbuffer())
+
+
 # ------------------------------------------------------------------------------------------ report
 
 
@@ -823,6 +840,11 @@ class Findings:
             for (label, s, e), rows in self.results.items()
             if label == subject.label and rows[0]["n"] == self.args.n
         }
+
+    def best(self, subject: Subject) -> tuple[int, float]:
+        """Steps and eta of the least of them."""
+        cells = self.comparable(subject)
+        return min(cells, key=lambda setting: cells[setting].mean)
 
 
 def say(text: str) -> str:
@@ -890,7 +912,7 @@ def the_answer(f: Findings) -> list[str]:
     lines, best = [], {}
     for subject in f.subjects:
         cells = f.comparable(subject)
-        top = min(cells, key=lambda setting: cells[setting].mean)
+        top = f.best(subject)
         tied = [k for k in cells if k == top or z_score(cells[k], cells[top]) < 2]
         cheap = min(tied, key=lambda k: (k[0], cells[k].mean))
         rate = statistics.fmean(r["images_per_s"] for r in f.results[subject.label, *cheap])
@@ -1151,27 +1173,30 @@ def copying(f: Findings) -> list[str]:
     """Novelty, precision, recall and the digits of each subject's best cell of --n images."""
     columns = {"real images": f.floors[f.args.n]}
     for subject in f.subjects:
-        cells = f.comparable(subject)
-        steps, eta = min(cells, key=lambda setting: cells[setting].mean)
+        steps, eta = f.best(subject)
         name = f"{subject.label}, {steps} steps, η = {eta:g}"
         columns[name] = f.results[subject.label, steps, eta][0]
     figures = {
-        "novelty": lambda s: f"{s['novelty']:.2f} ± {2 * s['novelty_se']:.2f}",
-        "copies": lambda s: f"{s['copies']:.1%}",
-        "precision": lambda s: f"{s['precision']:.3f}",
-        "recall": lambda s: f"{s['recall']:.3f}",
-        "mean confidence": lambda s: f"{s['confidence']:.3f}",
-        "entropy of the digits, of 3.32 bits": lambda s: f"{s['label_entropy']:.3f}",
+        "novelty": ("novelty", ".2f"),
+        "copies": ("copies", ".1%"),
+        "precision": ("precision", ".3f"),
+        "recall": ("recall", ".3f"),
+        "mean confidence": ("confidence", ".3f"),
+        "entropy of the digits, of 3.32 bits": ("label_entropy", ".3f"),
     }
+    rows = [
+        (name, *(f"{s[key]:{form}} ± {2 * s[key + '_se']:{form}}" for s in columns.values()))
+        for name, (key, form) in figures.items()
+    ]
     return [
         "## 8. Is it copying?",
         say("""Each model's best cell, seed 0. Novelty is the distance to the nearest training image
         over that of test images (1: as new as they are); copies are the share nearer than 95 % of
-        test images (5 % by chance)."""),
-        markdown_table(
-            ["", *columns],
-            [(name, *map(figure, columns.values())) for name, figure in figures.items()],
-        ),
+        test images (5 % by chance); ± two standard errors over the samples."""),
+        markdown_table(["", *columns], rows),
+        "![The samples closest to a training image](pairs.png)",
+        say("""Of each the 16 images that come closest, above the training image that they come
+        closest to; and the same for test images, which nobody copied."""),
     ]
 
 
@@ -1247,6 +1272,8 @@ def study(args: argparse.Namespace, place: Place) -> int:
     n_long = args.n_long or (
         args.n if device.type == "cuda" else max(args.n // 4, metrics.MIN_SAMPLES)
     )
+    if args.steps[0] > LONG:
+        args.n = n_long  # no shorter cell is there to be compared with
     for subject in subjects:
         T = subject.scheduler().num_train_timesteps
         if args.steps[-1] > T:
@@ -1302,6 +1329,9 @@ def study(args: argparse.Namespace, place: Place) -> int:
     findings = Findings(
         args, subjects, rows, floors, real, shares, errors, clipped, smooth, trainings, trained_rows
     )
+    best = {(s.label, *findings.best(s)) for s in subjects}
+    best_cells = [c for c in cells if c.seed == 0 and (c.model, c.steps, c.eta) in best]
+    draw_closest(out / "cells", best_cells, args.data, out / "pairs.png")
     text = report(findings)
     write_atomically(out / "STUDY.md", text.encode())
     print(f"report   {out / 'STUDY.md'}\nresults  {out / 'results.csv'} ({len(cells)} cells)")

@@ -171,7 +171,7 @@ def test_kids_subsets_are_drawn_so_that_sorted_samples_change_nothing():
 def test_precision_and_recall_of_points_counted_by_hand():
     real = torch.tensor([[-1.0], [1.0], [2.0], [10.0]])  # to the next: 2, 1, 1, 8
     fake = torch.tensor([[0.0], [0.5], [21.0], [40.0]])  # 0.5, 0.5, 19, 19
-    precision, recall = metrics.precision_recall(real, fake, k=1)
+    precision, _, recall, _ = metrics.precision_recall(real, fake, k=1)
     assert precision == 2 / 4  # the reals reach from -3 to 18
     assert recall == 3 / 4  # the fakes reach from -0.5 to 1 and from 2 to 59: edges count
 
@@ -179,8 +179,8 @@ def test_precision_and_recall_of_points_counted_by_hand():
 def test_precision_and_recall_use_the_third_neighbour_and_do_not_mix_the_two_up():
     real = torch.tensor([[0.0], [1.0], [3.0], [6.0], [10.0]])  # 3rd neighbours 6, 5, 3, 5, 9
     fake = torch.tensor([[18.5], [18.6], [18.7], [18.8], [19.5]])  # the last is out of 10's reach
-    assert metrics.precision_recall(real, fake) == (4 / 5, 0)
-    assert metrics.precision_recall(fake, real) == (0, 4 / 5)
+    assert metrics.precision_recall(real, fake)[::2] == (4 / 5, 0)
+    assert metrics.precision_recall(fake, real)[::2] == (0, 4 / 5)
 
 
 def test_precision_and_recall_are_those_of_all_pairs():
@@ -192,7 +192,17 @@ def test_precision_and_recall_are_those_of_all_pairs():
 
     expected = share(fake, real), share(real, fake)
     assert 0.3 < expected[0] < expected[1] < 1
-    assert metrics.precision_recall(real, fake) == pytest.approx(expected, abs=1e-12)
+    assert metrics.precision_recall(real, fake)[::2] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.7, 1.5])
+def test_the_standard_errors_of_precision_and_recall_are_the_spread_over_draws(scale):
+    real = gaussian(0, 400, 4)
+    draws = [metrics.precision_recall(real, scale * gaussian(i, 400, 4)) for i in range(1, 61)]
+    precision, precision_se, recall, recall_se = np.array(draws).T
+    assert 0.3 < precision.mean() < 0.99 and 0.3 < recall.mean() < 0.99
+    assert precision.std() == pytest.approx(precision_se.mean(), rel=0.25)
+    assert 0.9 < recall.std() / recall_se.mean() < 1.4  # as documented
 
 
 def test_nearest_is_that_of_all_pairs(real_images, train_split):
@@ -308,6 +318,8 @@ def test_training_images_without_a_digit_are_copies_and_lack_it(train_split, flo
     assert s["precision"] > 0.8
     assert s["recall"] < floor["recall"] - 0.03
     assert s["labels"][7] <= 3 and min(s["labels"][:7] + s["labels"][8:]) > 20
+    shares = np.array([count for count in s["labels"] if count]) / N
+    assert s["label_entropy"] == pytest.approx(-(shares * np.log2(shares)).sum())
     assert s["label_entropy"] == pytest.approx(np.log2(9), abs=0.06)
     assert s["nearest"] == 0 and s["novelty"] == 0 and s["copies"] == 1
 

@@ -178,12 +178,14 @@ def test_a_quick_study_writes_what_it_says(quick):
     assert {row["prediction"] for row in rows} == {"v", "ε"}
     for row in rows:
         assert int(row["n"]) == 100 and float(row["frechet_se"]) > 0 and float(row["seconds"]) > 0
-        assert {"kid", "precision", "novelty", "commit", "device", "seed"} <= set(row)
+        assert {"precision", "commit", "device", "seed"} <= set(row)
+        measures = set(row) & {"kid", "precision", "recall", "confidence", "novelty", "copies"}
+        assert len(measures) == 6 and all(float(row[f"{m}_se"]) >= 0 for m in measures)
     text = (out / "STUDY.md").read_text()
     for row in rows:
         if row["steps"] == "5":
             assert f"{float(row['frechet']):.1f} ± {2 * float(row['frechet_se']):.1f}" in text
-    for name in ("steps", "images", "agreement", "time", "why-v", "interpolation"):
+    for name in ("steps", "images", "agreement", "time", "why-v", "interpolation", "pairs"):
         assert (out / f"{name}.png").stat().st_size > 5000
         assert f"({name}.png)" in text
 
@@ -248,3 +250,14 @@ def test_faint_pixels():
 def test_bad_input_is_refused(arguments, words, run_here, refused, tiny_checkpoint):
     given = [str(tiny_checkpoint) if a == "TINY" else a for a in arguments]
     refused(run_here("study.py", *given), *words)
+
+
+def test_long_cells_alone_are_compared_with_one_another(
+    run_here, checkpoints, data_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(study, "LONG", 1)
+    arguments = ("--ckpt", *checkpoints, "--data", data_dir, "--train-images", 0)
+    arguments += ("--steps", 2, 3, "--eta", 0, "--n", 120, "--n-long", 100)
+    assert run_here("study.py", *arguments).returncode == 0
+    with (tmp_path / "study" / "results.csv").open() as file:
+        assert [row["n"] for row in csv.DictReader(file)] == ["100"] * 4
