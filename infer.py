@@ -46,7 +46,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="which timesteps are visited (default: the checkpoint's)",
     )
     p.add_argument("--seed", type=cli.number(int, 0, 2**63 - 1), default=0, help="of all noise")
-    p.add_argument("--batch-size", type=natural, default=256, help="images at a time")
+    p.add_argument(
+        "--batch-size", type=natural, help="images at a time (default: 256, on a CUDA GPU 4096)"
+    )
     p.add_argument("--nrow", type=natural, default=8, help="images in a row of the grid")
     p.add_argument(
         "--out",
@@ -91,6 +93,7 @@ def main() -> int:
 
     world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     device = cli.pick_device(args.device)
+    batch_size = args.batch_size or (4096 if device.type == "cuda" else 256)
     model, contents = load_model(args.ckpt, device)
     shape = tuple(contents["image_shape"])
     config = contents["scheduler"] | ({"timestep_spacing": args.spacing} if args.spacing else {})
@@ -136,8 +139,8 @@ def main() -> int:
                 steps_done += len(x_t)
                 bar.update(steps_done // args.steps - bar.n)
 
-            for first in range(begin, end, args.batch_size):
-                images = torch.arange(first, min(first + args.batch_size, end), device=device)
+            for first in range(begin, end, batch_size):
+                images = torch.arange(first, min(first + batch_size, end), device=device)
                 x = sample(
                     model,
                     scheduler,
