@@ -304,14 +304,8 @@ def run_cells(
 
 
 def scored(images: Tensor, data_dir: str) -> dict:
-    """metrics.score, which yardstick's it is, and the share of pixels that are almost black."""
-    figures = metrics.score(images, data_dir=data_dir)
-    return figures | {"faint": faint_share(images), "yardstick": yardstick()}
-
-
-def faint_share(images: Tensor) -> float:
-    """The share of uint8 pixels from 1 to 25: where a background is not quite clean."""
-    return ((images > 0) & (images <= 25)).double().mean().item()
+    """metrics.score, and which yardstick's it is."""
+    return metrics.score(images, data_dir=data_dir) | {"yardstick": yardstick()}
 
 
 @cache
@@ -814,7 +808,6 @@ class Findings:
     subjects: list[Subject]
     rows: list[dict]
     floors: dict[int, dict]  # n: metrics.floor(n)
-    real: Tensor  # the test split's images
     shares: dict  # see agreement()
     errors: dict[str, list[dict]]  # by subject, see prediction_errors()
     clipped: dict[str, list[dict]]  # by subject, see clipped_shares()
@@ -828,6 +821,15 @@ class Findings:
 
     def estimate(self, subject: Subject, steps: int, eta: float, key: str = "frechet") -> Estimate:
         return estimate(self.results[subject.label, steps, eta], key)
+
+    @cached_property
+    def trained_results(self) -> Results:
+        return by_setting(self.trained_rows)
+
+    def trained(self, steps: int, eta: float, **wanted: object) -> Estimate:
+        """The Fréchet distance of the study's own trainings that are what is wanted."""
+        runs = [t for t in self.trainings if all(getattr(t, k) == v for k, v in wanted.items())]
+        return estimate([self.trained_results[t.name, steps, eta][0] for t in runs], "frechet")
 
     @property
     def extremes(self) -> tuple[float, float]:
@@ -1047,34 +1049,56 @@ def which_eta(f: Findings) -> list[str]:
     if (low, high) != (0, 1) or not common:
         return blocks
     rows, helps = [["the paper, FID", *(f"{b / a:.2f}" for a, b in map(PAPER.get, common))]], []
+    long_ratios, short_ratios = {}, {}
     for s in f.subjects:
-        ratios = [quotient(f.estimate(s, k, 1.0), f.estimate(s, k, 0.0)) for k in common]
-        rows.append([f"{s.symbol} here, Fréchet", *(f"{r.mean:.2f} ± {r.se:.2f}" for r in ratios)])
-        at = [str(k) for k, r in zip(common, ratios, strict=True) if r.mean + 2 * r.se < 1]
+        long = {k: quotient(f.estimate(s, k, 1.0), f.estimate(s, k, 0.0)) for k in common}
+        rows.append([f"{s.symbol} here, Fréchet", *map(short, long.values())])
+        at = [str(k) for k, r in long.items() if r.mean + 2 * r.se < 1]
         helps += [f"{s.symbol} at {' '.join(at)} steps"] if at else []
+        long_ratios |= {(s.symbol, k): r for k, r in long.items()}
+    for symbol, pred in (("v", "v"), ("ε", "eps")) if f.trainings else ():
+        of = {"pred": pred, "schedule": "cosine", "density": "lognormal"}
+        brief = {
+            k: quotient(f.trained(k, 1.0, **of), f.trained(k, 0.0, **of))
+            for k in common
+            if k in TRAINED_STEPS
+        }
+        name = f"{symbol} of {f.args.train_images:,} training images"
+        rows.append([name, *(short(brief[k]) if k in brief else "" for k in common)])
+        short_ratios |= {(symbol, k): r for k, r in brief.items()}
     blocks += [
         say("""The distance at η = 1 over that at η = 0, beside the DDIM paper's (Song et al. 2021,
         table 1, CIFAR-10): above 1, noise harms."""),
         markdown_table(["steps", *common], rows),
     ]
     if helps:
-        longest = common[-1]
-        faint = []
-        for s in f.subjects:
-            cells = (f.results[s.label, longest, eta] for eta in (0.0, 1.0))
-            both = (statistics.fmean(row["faint"] for row in rows) for rows in cells)
-            faint.append(f"{s.symbol} " + " and ".join(f"{share:.1%}" for share in both))
         blocks.append(
             say(f"""In the paper noise harms at every number of steps, most at few. Here it helps,
             by more than the noise of the measurement, {" and ".join(helps)}. The likely reason is
-            whose errors are the larger, the steps' or the network's: ours is small and trained for
-            an hour. At η = 0 what the network gets wrong early stays in the image; noise overwrites
-            it, and later steps draw it anew (Karras et al. 2022, section 4, on their churn). Some
-            of it can be counted: almost black pixels, 1 to 25 of 255, are
-            {faint_share(f.real):.1%} of real images, and at {longest} steps, η = 0 and 1, of
-            {"; ".join(faint)}.""")
+            whose errors are the larger, the steps' or the network's: ours is small. At η = 0 what
+            the network gets wrong early stays in the image; noise overwrites it, and later steps
+            draw it anew (Karras et al. 2022, section 4, on their churn).
+            {what_training_does(long_ratios, short_ratios)}""")
         )
     return blocks
+
+
+def short(ratio: Estimate) -> str:
+    return f"{ratio.mean:.2f} ± {ratio.se:.2f}"
+
+
+def what_training_does(long: dict, brief: dict) -> str:
+    """Whether noise helps more or less after a longer training, by (symbol, steps)."""
+    z = [z_score(long[key], brief[key]) for key in long.keys() & brief.keys()]
+    if not z:
+        return ""
+    if max(z) < 2 and min(z) <= -2:
+        return """It is not that the training was too short: after a longer one noise takes away a
+        larger share of the distance, nowhere a smaller one. What it can't mend, the errors of the
+        last steps, seems to be learned soonest."""
+    if min(z) > -2 and max(z) >= 2:
+        return "After a longer training it helps less, as in Karras et al. 2022."
+    return "What a longer training changes of it does not show."
 
 
 def which_prediction(f: Findings) -> list[str]:
@@ -1202,12 +1226,11 @@ def copying(f: Findings) -> list[str]:
 
 def schedules(f: Findings) -> list[str]:
     """Prediction types over training seeds, and the noise schedules."""
-    settings, results = list(product(TRAINED_STEPS, TRAINED_ETAS)), by_setting(f.trained_rows)
+    settings = list(product(TRAINED_STEPS, TRAINED_ETAS))
     head = ["", *(f"{steps} steps, η = {eta:g}" for steps, eta in settings)]
 
     def estimates(**wanted: object) -> list[Estimate]:
-        runs = [t for t in f.trainings if all(getattr(t, k) == v for k, v in wanted.items())]
-        return [estimate([results[t.name, *at][0] for t in runs], "frechet") for at in settings]
+        return [f.trained(*setting, **wanted) for setting in settings]
 
     def cells(row: list[Estimate]) -> list[str]:
         return [f"{e.mean:.1f} ± {e.twice_run_se:.1f}" for e in row]
@@ -1327,7 +1350,7 @@ def study(args: argparse.Namespace, place: Place) -> int:
     draw_interpolation(pictures, subjects, 11, out / "interpolation.png")
     write_csv(out / "results.csv", rows + trained_rows)
     findings = Findings(
-        args, subjects, rows, floors, real, shares, errors, clipped, smooth, trainings, trained_rows
+        args, subjects, rows, floors, shares, errors, clipped, smooth, trainings, trained_rows
     )
     best = {(s.label, *findings.best(s)) for s in subjects}
     best_cells = [c for c in cells if c.seed == 0 and (c.model, c.steps, c.eta) in best]

@@ -230,10 +230,19 @@ def test_identity_is_counted_against_the_most_steps(tmp_path, monkeypatch):
     assert study.agreement(tmp_path, cells) == {("m", 3, 0.0): 0.8, ("m", 9, 0.0): 1.0}
 
 
-def test_faint_pixels():
-    images = torch.zeros(1, 1, 28, 28, dtype=torch.uint8)
-    images[..., 0, :4] = torch.tensor([1, 25, 26, 255], dtype=torch.uint8)
-    assert study.faint_share(images) == pytest.approx(2 / 784)
+def test_what_is_said_of_training_is_what_the_ratios_show():
+    def said(long, brief):
+        keys = ("v", 10), ("v", 50)
+        sides = [
+            {k: study.Estimate(x, 0.05, 1) for k, x in zip(keys, xs, strict=True)}
+            for xs in (long, brief)
+        ]
+        return study.what_training_does(*sides)
+
+    assert "not that the training was too short" in said([0.5, 0.9], [0.9, 0.9])
+    assert "helps less" in said([0.9, 0.9], [0.9, 0.5])
+    assert said([0.9, 0.5], [0.5, 0.9]) == said([0.9, 0.9], [0.9, 0.9])
+    assert study.what_training_does({("v", 20): study.Estimate(1, 1, 1)}, {}) == ""
 
 
 @pytest.mark.parametrize(
