@@ -574,7 +574,7 @@ def versus(a: Estimate, b: Estimate) -> str:
     """ "8.0 ± 0.9 against 11.4 ± 1.1, lower (z = −2.4)": ± are the means' standard errors."""
     z = z_score(a, b)
     verdict = "not told apart" if abs(z) < 2 else "lower" if z < 0 else "higher"
-    return f"{a} against {b}, {verdict} (z = {z:+.1f})".replace("-", "−")
+    return f"{a} against {b}, {verdict} (z = {z:+.1f})"
 
 
 Results = dict[tuple[str, int, float], list[dict]]  # (model, steps, eta): a row a seed
@@ -859,14 +859,13 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 def markdown_table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
-    """A table whose first column is text and whose others are figures, with true minus signs."""
+    """A table whose first column is text and whose others are figures."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    text = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-    return re.sub(r"(?<![\w|-])-(?=[\d])", "−", text)
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
 def report(f: Findings) -> str:
-    """STUDY.md."""
+    """STUDY.md, with true minus signs."""
     blocks = [
         *introduction(f),
         *the_answer(f),
@@ -880,13 +879,18 @@ def report(f: Findings) -> str:
         *copying(f),
         *(schedules(f) if f.trainings else ()),
     ]
-    return "\n\n".join(blocks) + "\n"
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", "\n\n".join(blocks) + "\n")
 
 
 def introduction(f: Findings) -> list[str]:
     row, floor = f.rows[0], f.floors[f.args.n]
     count, minutes = sum(r["n"] for r in f.rows), sum(r["seconds"] for r in f.rows) / 60
     world = row["processes"]
+    at_long = "".join(
+        f", {other['frechet']:.1f} ± {other['frechet_se']:.1f} at n = {n:,},"
+        for n, other in f.floors.items()
+        if n != f.args.n
+    )
     launcher = "python" if world == 1 else f"torchrun --nproc-per-node={world} --"
     checkpoints = [
         (s.path, s.symbol, f"{s.contents['training']['images']:,}", f"`{s.sha256[:12]}`")
@@ -903,7 +907,7 @@ def introduction(f: Findings) -> list[str]:
         say(f"""Distances are of this lab's own small classifier
         ([metrics.py](../metrics.py)), not Inception's: to be read against each other and against
         the floor, real training images, which have {floor["frechet"]:.1f} ±
-        {floor["frechet_se"]:.1f} at n = {f.args.n:,} and a KID of {floor["kid"]:.1f} ±
+        {floor["frechet_se"]:.1f} at n = {f.args.n:,}{at_long} and a KID of {floor["kid"]:.1f} ±
         {floor["kid_se"]:.1f}. A Fréchet distance falls with n: compare equal n. η is the variance's
         share, σₜ² = η β̃ₜ: the square of the DDIM paper's η."""),
     ]
@@ -912,6 +916,7 @@ def introduction(f: Findings) -> list[str]:
 def the_answer(f: Findings) -> list[str]:
     """Which prediction type, how many steps, which eta."""
     lines, best = [], {}
+    low, high = f.extremes
     for subject in f.subjects:
         cells = f.comparable(subject)
         top = f.best(subject)
@@ -927,9 +932,9 @@ def the_answer(f: Findings) -> list[str]:
     for a, b in pairwise(f.subjects):
         lines.append(
             f"""**{a.symbol} or {b.symbol}?** Each at its best:
-            {versus(best[a.label], best[b.label])}."""
+            {versus(best[a.label], best[b.label])}. At equal steps and η = {high:g}, better:
+            {winners(f, (a, high), (b, high))} steps."""
         )
-    low, high = f.extremes
     if low < high:
         said = "; ".join(f"{s.symbol}: {winners(f, (s, low), (s, high))}" for s in f.subjects)
         lines.append(f"**η = {low:g} or {high:g}?** Better, by Fréchet distance: {said} steps.")
@@ -1007,11 +1012,12 @@ def steps_and_eta(f: Findings) -> list[str]:
             for steps in f.args.steps:
                 column = [f.estimate(subject, steps, eta, key) for eta in f.args.eta]
                 best = min(e.mean for e in column)
+                tied = all(e.mean == best for e in column)  # after one step no noise is added
                 n = f.results[subject.label, steps, f.args.eta[0]][0]["n"]
                 columns.append([f"*{n:,} × {column[0].runs}*"])
                 for e in column:
                     cell = f"{e.mean:.1f} ± {e.twice_run_se:.1f}"
-                    columns[-1].append(f"**{cell}**" if e.mean == best else cell)
+                    columns[-1].append(f"**{cell}**" if e.mean == best and not tied else cell)
             names = ["*n × seeds*", *(f"η = {eta:g}" for eta in f.args.eta)]
             blocks += [
                 f"**{name}, {subject.symbol}-prediction** ({subject.label})",
