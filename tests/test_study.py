@@ -245,6 +245,16 @@ def test_what_is_said_of_training_is_what_the_ratios_show():
     assert study.what_training_does({("v", 20): study.Estimate(1, 1, 1)}, {}) == ""
 
 
+def test_schedule_findings_are_what_the_distances_show():
+    kinds = {(s, "lognormal"): [study.Estimate(10, 1, 1)] * 2 for s in study.SCHEDULES}
+    kinds |= {(s, "uniform"): [study.Estimate(20, 1, 1)] * 2 for s in study.SCHEDULES}
+    kinds["linear", "uniform"] = [study.Estimate(20, 1, 1), study.Estimate(30, 1, 1)]
+    text = study.schedule_findings(kinds, [2, 2])
+    assert "divided by 2.0 to 3.0" in text
+    assert "log-SNR normal:** not told apart (largest |z| of 6: 0.0)" in text
+    assert "t uniform:** cosine beats linear by up to 3.5" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
