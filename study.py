@@ -542,9 +542,14 @@ class Estimate:
     runs: int
 
     @property
-    def twice_run_se(self) -> float:
-        """What another seed's figure should be within, 19 times in 20."""
-        return 2 * self.se * math.sqrt(self.runs)
+    def run_se(self) -> float:
+        """The standard error of one run."""
+        return self.se * math.sqrt(self.runs)
+
+    @property
+    def margin(self) -> float:
+        """How far another seed's figure should be off, at most, 19 times in 20: both err."""
+        return 2 * math.hypot(self.run_se, self.se)
 
     def __str__(self) -> str:
         return f"{self.mean:.1f} ± {self.se:.1f}"
@@ -1003,8 +1008,8 @@ def steps_and_eta(f: Findings) -> list[str]:
     """The form of the DDIM paper's table 1."""
     blocks = [
         "## 1. Steps and η",
-        say("""Fréchet distance (LeNet features): ± two standard errors of one run, within which
-        another seed's figure should be 19 times in 20. The best of each column in bold."""),
+        say("""Fréchet distance (LeNet features): ± is what another seed's figure should be within,
+        19 times in 20: two standard errors of the difference. The best of each column in bold."""),
     ]
     for key, name in (("frechet", "Fréchet distance"), ("kid", "KID (unbiased: any n compare)")):
         for subject in f.subjects:
@@ -1016,7 +1021,7 @@ def steps_and_eta(f: Findings) -> list[str]:
                 n = f.results[subject.label, steps, f.args.eta[0]][0]["n"]
                 columns.append([f"*{n:,} × {column[0].runs}*"])
                 for e in column:
-                    cell = f"{e.mean:.1f} ± {e.twice_run_se:.1f}"
+                    cell = f"{e.mean:.1f} ± {e.margin:.1f}"
                     columns[-1].append(f"**{cell}**" if e.mean == best and not tied else cell)
             names = ["*n × seeds*", *(f"η = {eta:g}" for eta in f.args.eta)]
             blocks += [
@@ -1239,7 +1244,7 @@ def schedules(f: Findings) -> list[str]:
         return [f.trained(*setting, **wanted) for setting in settings]
 
     def cells(row: list[Estimate]) -> list[str]:
-        return [f"{e.mean:.1f} ± {e.twice_run_se:.1f}" for e in row]
+        return [f"{e.mean:.1f} ± {e.margin:.1f}" for e in row]
 
     v, eps = (estimates(pred=p, schedule="cosine", density="lognormal") for p in ("v", "eps"))
     kinds = {
@@ -1251,14 +1256,14 @@ def schedules(f: Findings) -> list[str]:
     return [
         "## 9. Equal training: prediction types and schedules",
         say(f"""Models of {f.args.train_images:,} training images each, Fréchet distance at
-        n = {f.args.n:,}. First over {v[0].runs} training seeds: ± two standard errors of one run,
-        the trainings' spread in it."""),
+        n = {f.args.n:,}. First over {v[0].runs} training seeds: ± is what another training's figure
+        should be within."""),
         markdown_table(head, [["v", *cells(v)], ["ε", *cells(eps)], ["z", *z]]),
         say("""Then v-prediction under three noise schedules, with training timesteps drawn by
         log-SNR or uniformly, one training each: ± is of the samples alone; what another training
         would change is seen above."""),
         markdown_table(head, rows),
-        schedule_findings(kinds, [e.twice_run_se / 2 for e in v]),
+        schedule_findings(kinds, [e.run_se for e in v]),
     ]
 
 

@@ -108,7 +108,8 @@ def test_estimates():
     e = study.estimate(rows, "x")
     assert (e.mean, e.runs) == (2, 3)
     assert e.se == pytest.approx(1 / math.sqrt(3))
-    assert e.twice_run_se == pytest.approx(2)
+    assert e.run_se == pytest.approx(1)
+    assert e.margin == pytest.approx(2 * math.sqrt(1 + 1 / 3))
     wide = study.estimate([{"x": x, "x_se": 1.0} for x in (0.0, 10.0)], "x")
     assert wide.se == pytest.approx(5)  # the seeds differ by more than their errors say
     assert study.z_score(study.Estimate(1, 3, 1), study.Estimate(6, 4, 1)) == -1
@@ -184,7 +185,7 @@ def test_a_quick_study_writes_what_it_says(quick):
     text = (out / "STUDY.md").read_text()
     for row in rows:
         if row["steps"] == "5":
-            assert f"{float(row['frechet']):.1f} ± {2 * float(row['frechet_se']):.1f}" in text
+            assert f"{float(row['frechet']):.1f} ± {8**0.5 * float(row['frechet_se']):.1f}" in text
     for name in ("steps", "images", "agreement", "time", "why-v", "interpolation", "pairs"):
         assert (out / f"{name}.png").stat().st_size > 5000
         assert f"({name}.png)" in text
