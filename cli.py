@@ -4,8 +4,10 @@ No torch here, so that `--help` answers at once.
 """
 
 import argparse
+import ctypes
 import math
 import os
+import platform
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -90,7 +92,7 @@ def output_file(suffix: str) -> Callable:
 
 
 def pick_device(name: str):
-    """The torch device of `--device`: "auto" takes CUDA, then Apple's MPS, then the CPU.
+    """The torch device of `--device`, ready for use; "auto": CUDA, else MPS, else the CPU.
 
     Under torchrun each process takes the GPU of its own LOCAL_RANK.
     """
@@ -108,4 +110,19 @@ def pick_device(name: str):
         torch.empty(1, device=device)  # a name can be well formed and the device still not there
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name} cannot be used: {first_line(error)}") from None
+    if device.type == "cpu":
+        keep_freed_memory()
     return device
+
+
+def keep_freed_memory() -> None:
+    """Have glibc's malloc keep what is freed; others are left alone.
+
+    A training step frees all that it allocated. Given back to the system, those pages would be
+    about 10,000 page faults of the next step, and an eighth of its time.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_THRESHOLD, 2**30)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)

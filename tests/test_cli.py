@@ -1,6 +1,9 @@
 """cli.py: what the scripts' arguments may be."""
 
 import argparse
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -45,3 +48,26 @@ def test_number(parse, good, bad):
     for text in bad:
         with pytest.raises(argparse.ArgumentTypeError):
             parse(text)
+
+
+PAGE_FAULTS_OF_A_STEP = """
+import resource
+import torch
+import cli
+from unet import UNet
+
+cli.pick_device("cpu")
+model, x = UNet(), torch.randn(64, 1, 28, 28)
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    model(x, 500).square().mean().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other mallocs are left alone")
+def test_a_cpu_keeps_freed_memory():
+    """Otherwise a training step has thousands of page faults."""
+    command = [sys.executable, "-c", PAGE_FAULTS_OF_A_STEP]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert int(printed.stdout) < 500
