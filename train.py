@@ -143,34 +143,41 @@ def ema_decay(step: int, decay: float) -> float:
     return min(decay, (1 + step) / (10 + step))
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T of every G = U S V^T in (k, m, n): Newton-Schulz (Jordan et al. 2024).
+def orthogonalize(matrices: list[Tensor], steps: int = 5) -> list[Tensor]:
+    """About U V^T of every matrix G = U S V^T: Newton-Schulz (Jordan et al. 2024).
 
     Their X <- (a I + b A + c A^2) X with A = X X^T, but every iterate is P X_0 with P a polynomial
-    in A_0: iterating P and A = P A_0 P, which are only m x m, costs less for a wide matrix.
+    in A_0. So P and A = P A_0 P are iterated, which are m x m for an m x n or an n x m matrix, n at
+    least m; and all matrices of one m at once.
     """
-    X = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
-    X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    identity = torch.eye(X.shape[-2], device=X.device)
+    wide = [G if len(G) <= len(G.mT) else G.mT for G in matrices]
+    same_m = defaultdict(list)
+    for i, X in enumerate(wide):
+        same_m[len(X)].append(i)
 
     def polynomial(A: Tensor) -> Tensor:
+        identity = torch.eye(A.shape[-1], device=A.device)
         return torch.baddbmm(3.4445 * identity - 4.7750 * A, A, A, alpha=2.0315)
 
-    A = X @ X.mT
-    P = Q = polynomial(A)
-    for _ in range(steps - 1):
-        A = Q @ A @ Q
-        Q = polynomial(A)
-        P = Q @ P
-    X = P @ X
-    return X if matrices.shape[-2] <= matrices.shape[-1] else X.mT
+    for members in same_m.values():
+        A = torch.stack([wide[i] @ wide[i].mT for i in members])
+        squared_norm = A.diagonal(dim1=1, dim2=2).sum(1).clamp(min=1e-14)[:, None, None]
+        A = A / squared_norm
+        P = Q = polynomial(A)
+        for _ in range(steps - 1):
+            A = Q @ A @ Q
+            Q = polynomial(A)
+            P = Q @ P
+        for i, P_i in zip(members, P * squared_norm.rsqrt(), strict=True):
+            wide[i] = P_i @ wide[i]
+    return [X if X.shape == G.shape else X.mT for X, G in zip(wide, matrices, strict=True)]
 
 
 class Muon(torch.optim.Optimizer):
     """SGD with Nesterov momentum whose updates are orthogonalised (Jordan et al. 2024).
 
     For weights of two or more dimensions, a convolution's taken as the matrix (out, in * k * k).
-    torch.optim.Muon takes only 2-D parameters, one at a time; here equal shapes are batched.
+    torch.optim.Muon takes only 2-D parameters, one at a time.
     """
 
     def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95):
@@ -186,14 +193,11 @@ class Muon(torch.optim.Optimizer):
             ]
             torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
             updates = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov
-            same_shape = defaultdict(list)
-            for p, update in zip(params, updates, strict=True):
-                same_shape[len(p), p[0].numel()].append((p, update.flatten(1)))
-            for (rows, columns), pairs in same_shape.items():
-                directions = orthogonalize(torch.stack([update for _, update in pairs]))
+            directions = orthogonalize([update.flatten(1) for update in updates])
+            for p, direction in zip(params, directions, strict=True):
+                rows, columns = direction.shape
                 scale = group["lr"] * max(1, rows / columns) ** 0.5
-                for (p, _), direction in zip(pairs, directions, strict=True):
-                    p.add_(direction.view(p.shape), alpha=-scale)
+                p.add_(direction.view(p.shape), alpha=-scale)
 
 
 def make_models(device: torch.device, **config) -> tuple[UNet, UNet]:
@@ -203,10 +207,12 @@ def make_models(device: torch.device, **config) -> tuple[UNet, UNet]:
 
 
 def make_optimizers(model: UNet, lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
-    """AdamW for the stem, the head, embeddings, norms and biases; Muon for the hidden matrices."""
+    """Muon for the hidden weights of convolutions and attention; AdamW for stem, head, the time's
+    and the label's way in, norms and biases."""
     hidden, rest = [], []
     for name, p in model.named_parameters():
         outer = name.startswith(("stem", "head", "time_embed", "label_embed"))
+        outer = outer or "scale_shift" in name
         (hidden if p.ndim >= 2 and not outer and muon_lr else rest).append(p)
     optimizers = [torch.optim.AdamW(rest, lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)]
     if hidden:
