@@ -74,6 +74,12 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
         help="of the training timesteps: log-SNR from N(-0.5, 1.5^2), or t uniform",
     )
     p.add_argument(
+        "--max-weight",
+        type=cli.number(float, 1),
+        default=5.0,
+        help="of the loss of eps, which is weighted by 1 / abar up to this; 1: not weighted",
+    )
+    p.add_argument(
         "--channels", type=cli.number(int, 2, 1024), default=32, help="width of the UNet, even"
     )
     p.add_argument("--schedule", choices=BETA_SCHEDULES, default="cosine", help="of the betas")
@@ -124,6 +130,18 @@ def timestep_cdf(alphas_cumprod: Tensor, density: str) -> Tensor:
     return cdf / cdf[-1]
 
 
+def loss_weights(alphas_cumprod: Tensor, prediction_type: str, max_weight: float = 5.0) -> Tensor:
+    """The (T,) weights of the squared error: for eps min(1 / abar_t, max_weight), otherwise 1.
+
+    The same predicted x_0 has sqrt(abar_t) times as much error in eps as in v. So eps's loss,
+    unweighted, all but ignores the nearly pure noise in which a digit begins (Salimans & Ho 2022,
+    section 4). The bound is measured: see benchmarks/recipe.md.
+    """
+    if prediction_type == "epsilon":
+        return (1 / alphas_cumprod).clamp(max=max_weight)
+    return torch.ones_like(alphas_cumprod)
+
+
 def draw_timesteps(cdf: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """n timesteps by inverse transform, stratified: one from each n-th of the distribution."""
     u = torch.arange(n, device=cdf.device) + torch.rand(n, generator=generator, device=cdf.device)
@@ -131,11 +149,9 @@ def draw_timesteps(cdf: Tensor, n: int, generator: torch.Generator) -> Tensor:
 
 
 def learning_rate_factor(step: int, total_steps: int, warmup: int) -> float:
-    """Linear warm-up, then a cosine from 1 to 0 (Loshchilov & Hutter 2017)."""
+    """Linear warm-up, times a line from 1 to 0 over the run (Defazio et al. 2023)."""
     warmup = max(1, min(warmup, total_steps // 5))
-    return (
-        min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1, step / total_steps)))
-    )
+    return min(1.0, (step + 1) / warmup) * (1 - min(1.0, step / total_steps))
 
 
 def ema_decay(step: int, decay: float) -> float:
@@ -258,13 +274,21 @@ def training_target(scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, t: Tens
 
 
 def diffusion_loss(
-    model: nn.Module, scheduler: DDPMScheduler, x0: Tensor, noise: Tensor, t: Tensor
+    model: nn.Module,
+    scheduler: DDPMScheduler,
+    weights: Tensor,
+    x0: Tensor,
+    noise: Tensor,
+    t: Tensor,
 ) -> Tensor:
-    """The mean squared error of the prediction (DDPM eq. 14, for any target)."""
+    """The mean squared error of the prediction (DDPM eq. 14, for any target), each image's times
+    the weight of its t."""
     x_t = scheduler.add_noise(x0, noise, t)
     with torch.autocast(x0.device.type, torch.bfloat16, enabled=x0.device.type == "cuda"):
         prediction = model(x_t, t)
-    return F.mse_loss(prediction.float(), training_target(scheduler, x0, noise, t))
+    target = training_target(scheduler, x0, noise, t)
+    errors = F.mse_loss(prediction.float(), target, reduction="none").flatten(1).mean(1)
+    return (weights[t] * errors).mean()
 
 
 def optimize(
@@ -290,7 +314,9 @@ def optimize(
 
 
 @torch.inference_mode()
-def validation_loss(model: nn.Module, scheduler: DDPMScheduler, images: Tensor) -> float:
+def validation_loss(
+    model: nn.Module, scheduler: DDPMScheduler, weights: Tensor, images: Tensor
+) -> float:
     """The loss on these images with t uniform; noise and timesteps are the same in every run."""
     generator = torch.Generator().manual_seed(0)
     T, losses = scheduler.num_train_timesteps, []
@@ -299,7 +325,7 @@ def validation_loss(model: nn.Module, scheduler: DDPMScheduler, images: Tensor) 
         uniform = torch.arange(1, T + 1) / T
         t = draw_timesteps(uniform, len(x0), generator).to(x0.device)
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
-        losses.append(diffusion_loss(model, scheduler, x0, noise, t) * len(x0))
+        losses.append(diffusion_loss(model, scheduler, weights, x0, noise, t) * len(x0))
     return (sum(losses) / len(images)).item()
 
 
@@ -409,6 +435,8 @@ def train(
     optimizers = make_optimizers(model, args.lr, args.muon_lr)
     generator = torch.Generator(device).manual_seed(args.seed)
     cdf = timestep_cdf(scheduler.alphas_cumprod, args.density).float().to(device)
+    weights = loss_weights(scheduler.alphas_cumprod, scheduler.prediction_type, args.max_weight)
+    weights = weights.float().to(device)
     step, elapsed = 0, 0.0
     if state is not None:
         try:
@@ -507,7 +535,7 @@ def train(
                 permutation_epoch = epoch
             index = permutation[i * args.batch_size : (i + 1) * args.batch_size]
             x0, noise, t = draw_batch(images, index, cdf, generator, world, rank)
-            loss = diffusion_loss(forward, scheduler, x0, noise, t)
+            loss = diffusion_loss(forward, scheduler, weights, x0, noise, t)
             factor = learning_rate_factor(step, total_steps, args.warmup)
             norm = optimize(
                 loss,
@@ -554,7 +582,7 @@ def train(
                     epoch_ends = epoch_ends or step == total_steps
                     bar.total = total_steps * args.batch_size
                 if epoch_ends:
-                    val_loss = validation_loss(ema, scheduler, held_out)
+                    val_loss = validation_loss(ema, scheduler, weights, held_out)
                     log(val_loss=val_loss)
                     bar.set_postfix(loss=f"{mean_loss:.4f}", val=f"{val_loss:.4f}", refresh=False)
                     if step < total_steps:

@@ -70,11 +70,12 @@ class Ours:
         self.generator = torch.Generator(device).manual_seed(0)
         abar = self.scheduler.alphas_cumprod
         self.cdf = train.timestep_cdf(abar, args.density).float().to(device)
+        self.weights = train.loss_weights(abar, prediction_type, args.max_weight).float().to(device)
 
     def train_step(self, progress: float = 0.0) -> None:
         index = torch.randint(len(self.images), (self.batch_size,), device=self.device)
         x0, noise, t = train.draw_batch(self.images, index, self.cdf, self.generator)
-        loss = train.diffusion_loss(self.model, self.scheduler, x0, noise, t)
+        loss = train.diffusion_loss(self.model, self.scheduler, self.weights, x0, noise, t)
         settings = {"clip": self.args.clip, "lr_factor": 0.1, "decay": self.args.ema}
         train.optimize(loss, self.model, self.ema, self.optimizers, **settings)
 

@@ -45,7 +45,7 @@ def test_overfits_one_batch():
     noise, t = torch.randn_like(x0), torch.linspace(0, 999, 8).long()
     losses = []
     for _ in range(60):
-        loss = train.diffusion_loss(model, scheduler, x0, noise, t)
+        loss = train.diffusion_loss(model, scheduler, torch.ones(1000), x0, noise, t)
         loss.backward()
         for optimizer in optimizers:
             optimizer.step()
@@ -63,12 +63,33 @@ def test_loss_is_zero_for_the_true_target(prediction_type):
     t = torch.tensor([0, 10, 500, 999])
     velocity = scheduler.get_velocity(x0, noise, t)
     truth = {"epsilon": noise, "v_prediction": velocity, "sample": x0}[prediction_type]
-    assert train.diffusion_loss(lambda x, t: truth, scheduler, x0, noise, t) == 0
+
+    def loss(answer):
+        return train.diffusion_loss(lambda x, t: answer, scheduler, torch.ones(1000), x0, noise, t)
+
+    assert loss(truth) == 0
     # and the other targets are not taken for it
-    for other in (noise, velocity, x0):
-        if other is not truth:
-            loss = train.diffusion_loss(lambda x, t, other=other: other, scheduler, x0, noise, t)
-            assert loss > 0.1
+    assert all(loss(other) > 0.1 for other in (noise, velocity, x0) if other is not truth)
+
+
+def test_loss_weights_make_the_error_of_eps_that_of_v():
+    """Unbounded, the loss of any answer as eps is the mean square of its error in v."""
+    scheduler = DDPMScheduler(beta_schedule="cosine", prediction_type="epsilon")
+    abar = scheduler.alphas_cumprod
+    x0, noise, answer = torch.randn(3, 4, 1, 6, 6, dtype=torch.float64)
+    t = torch.tensor([0, 300, 700, 990])
+    weights = train.loss_weights(abar, "epsilon", math.inf)
+    loss = train.diffusion_loss(lambda x, t: answer.float(), scheduler, weights, x0, noise, t)
+    a = abar[t].view(-1, 1, 1, 1)
+    x_t = a.sqrt() * x0 + (1 - a).sqrt() * noise
+    predicted_x0 = (x_t - (1 - a).sqrt() * answer) / a.sqrt()
+    error = scheduler.get_velocity(predicted_x0, answer, t) - scheduler.get_velocity(x0, noise, t)
+    torch.testing.assert_close(loss.double(), error.square().mean(), rtol=1e-5, atol=0)
+    bounded = train.loss_weights(abar, "epsilon", 5.0)
+    assert bounded.max() == 5
+    assert torch.equal(bounded[abar > 0.2], weights[abar > 0.2])
+    for other in ("v_prediction", "sample"):
+        assert (train.loss_weights(abar, other) == 1).all()
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
@@ -109,7 +130,9 @@ def test_learning_rate():
     assert all(b < a for a, b in zip(factors[100:], factors[101:], strict=False))
     assert factors[500] == pytest.approx(0.5)
     assert factors[1000] == pytest.approx(0, abs=1e-12)
-    assert train.learning_rate_factor(2, 10, 100) > 0.8  # a short run still warms up
+    assert train.learning_rate_factor(2, 10, 100) == pytest.approx(
+        0.8
+    )  # a short run still warms up
 
 
 def test_ema():
