@@ -8,9 +8,9 @@ several processes:   torchrun --nproc-per-node=2 -- study.py
 Samples every cell of the grid {checkpoint} x {steps} x {eta}, scores it with metrics.py, and writes
 <out>/results.csv (a row a cell), <out>/STUDY.md (tables, figures, findings) and the figures. It
 also trains models of its own, all on the same number of images: both prediction types with several
-seeds, and three noise schedules. Finished cells and trainings stay in <out>/cells and
-<out>/trainings under the checkpoint's hash and their settings: a study that was stopped goes on
-where it was, and a wider grid only adds to it.
+seeds, and three noise schedules. Finished cells stay in <out>/cells under the checkpoint's hash and
+their settings, finished trainings in <out>/trainings under the hash of train.py and unet.py and
+theirs: a study that was stopped goes on where it was, and a wider grid only adds to it.
 """
 
 import argparse
@@ -311,8 +311,16 @@ def scored(images: Tensor, data_dir: str) -> dict:
 @cache
 def yardstick() -> str:
     """What a score depends on besides the images: metrics.py and its classifier."""
-    parts = (Path(metrics.__file__), metrics.WEIGHTS)
-    return hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()[:12]
+    return fingerprint(Path(metrics.__file__), metrics.WEIGHTS)
+
+
+def recipe() -> str:
+    """What a training depends on besides its settings: train.py and the network."""
+    return fingerprint(*(Path(__file__).with_name(name) for name in ("train.py", "unet.py")))
+
+
+def fingerprint(*files: Path) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
 
 
 def read_row(folder: Path, cell: Cell, data_dir: str) -> dict:
@@ -348,10 +356,12 @@ class Training:
     density: str
     seed: int
     images: int
+    weighted: bool = True  # eps's loss, as train.py's default has it
 
     @property
     def name(self) -> str:
-        return f"{self.pred}-{self.schedule}-{self.density}-{self.images}-seed{self.seed}"
+        kind = f"{self.pred}-{self.schedule}-{self.density}{'' if self.weighted else '-plain'}"
+        return f"{kind}-{self.images}-seed{self.seed}"
 
     @property
     def steps(self) -> int:
@@ -363,6 +373,7 @@ class Training:
             *("--pred", self.pred, "--schedule", schedule, "--density", self.density),
             *("--seed", str(self.seed), "--steps", str(self.steps), "--batch-size", "64"),
             *(["--zero-snr"] if zero_snr else []),
+            *([] if self.weighted else ["--max-weight", "1"]),
         ]
 
 
@@ -371,7 +382,8 @@ DENSITIES = {"lognormal": "log-SNR normal", "uniform": "t uniform"}
 
 
 def make_trainings(images: int, seeds: int) -> list[Training]:
-    """Both prediction types with every seed; with seed 0, v under each schedule and density.
+    """Both prediction types with every seed, and eps with its loss unweighted; with seed 0, v under
+    each schedule and density.
 
     A schedule is two things: which noise levels training sees, if t is uniform, and which ones
     sampling visits. With "lognormal" the first is the same for all of them.
@@ -379,15 +391,17 @@ def make_trainings(images: int, seeds: int) -> list[Training]:
     both = [
         Training(p, "cosine", "lognormal", s, images) for s in range(seeds) for p in ("v", "eps")
     ]
+    plain = [replace(t, weighted=False) for t in both if t.pred == "eps"]
     others = [Training("v", s, d, 0, images) for s, d in product(SCHEDULES, DENSITIES)]
-    return both + [training for training in others if training not in both]
+    return both + plain + [training for training in others if training not in both]
 
 
 def run_trainings(
     trainings: Sequence[Training], place: Place, args: argparse.Namespace
 ) -> list[Subject]:
     """Train those that are not there yet, each rank its share, and load them all."""
-    folder, mine = Path(args.out) / "trainings", trainings[place.rank :: place.world]
+    folder = Path(args.out) / "trainings" / recipe()
+    mine = trainings[place.rank :: place.world]
     environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")}
     for i, training in enumerate(mine, start=1):
         path = folder / f"{training.name}.pt"
@@ -833,6 +847,7 @@ class Findings:
 
     def trained(self, steps: int, eta: float, **wanted: object) -> Estimate:
         """The Fréchet distance of the study's own trainings that are what is wanted."""
+        wanted = {"weighted": True} | wanted
         runs = [t for t in self.trainings if all(getattr(t, k) == v for k, v in wanted.items())]
         return estimate([self.trained_results[t.name, steps, eta][0] for t in runs], "frechet")
 
@@ -1246,19 +1261,32 @@ def schedules(f: Findings) -> list[str]:
     def cells(row: list[Estimate]) -> list[str]:
         return [f"{e.mean:.1f} ± {e.margin:.1f}" for e in row]
 
-    v, eps = (estimates(pred=p, schedule="cosine", density="lognormal") for p in ("v", "eps"))
+    base = {"schedule": "cosine", "density": "lognormal"}
+    v, eps = (estimates(pred=pred, **base) for pred in ("v", "eps"))
+    plain = estimates(pred="eps", weighted=False, **base)
     kinds = {
         (s, d): estimates(pred="v", seed=0, schedule=s, density=d)
         for s, d in product(SCHEDULES, DENSITIES)
     }
     rows = [[f"{SCHEDULES[s]}, {DENSITIES[d]}", *cells(e)] for (s, d), e in kinds.items()]
-    z = [f"{z_score(a, b):+.1f}" for a, b in zip(v, eps, strict=True)]
+
+    def z(a: list[Estimate], b: list[Estimate]) -> list[str]:
+        return [f"{z_score(*pair):+.1f}" for pair in zip(a, b, strict=True)]
+
     return [
         "## 9. Equal training: prediction types and schedules",
         say(f"""Models of {f.args.train_images:,} training images each, Fréchet distance at
         n = {f.args.n:,}. First over {v[0].runs} training seeds: ± is what another training's figure
-        should be within."""),
-        markdown_table(head, [["v", *cells(v)], ["ε", *cells(eps)], ["z", *z]]),
+        should be within. ε's loss is weighted by 1/ᾱ up to 5, which makes it nearly v's loss; and,
+        in the last rows, it is not: what that changes is not the parametrisation's doing."""),
+        markdown_table(
+            head,
+            [
+                *(["v", *cells(v)], ["ε", *cells(eps)], ["z, v against ε", *z(v, eps)]),
+                ["ε, loss not weighted", *cells(plain)],
+                ["z, v against that", *z(v, plain)],
+            ],
+        ),
         say("""Then v-prediction under three noise schedules, with training timesteps drawn by
         log-SNR or uniformly, one training each: ± is of the samples alone; what another training
         would change is seen above."""),

@@ -124,15 +124,17 @@ def test_time_is_fitted_by_a_line():
 
 def test_trainings_are_the_comparisons_that_the_report_makes():
     trainings = study.make_trainings(640, seeds=3)
-    assert len(trainings) == len({t.name for t in trainings}) == 11
+    assert len(trainings) == len({t.name for t in trainings}) == 14
     assert {t.steps for t in trainings} == {10}
     base = [t for t in trainings if (t.schedule, t.density) == ("cosine", "lognormal")]
-    assert {(t.pred, t.seed) for t in base} == {(p, s) for p in ("v", "eps") for s in range(3)}
+    runs = {(t.pred, t.weighted, t.seed) for t in base}
+    assert runs == {(*p, s) for p in (("v", True), ("eps", True), ("eps", False)) for s in range(3)}
+    assert base[-1].arguments()[-2:] == ["--max-weight", "1"]
     kinds = {(t.schedule, t.density) for t in trainings if (t.pred, t.seed) == ("v", 0)}
     assert len(kinds) == 6
 
 
-def test_a_training_is_run_once_and_is_what_its_name_says(tmp_path, data_dir):
+def test_a_training_is_run_once_a_recipe_and_is_what_its_name_says(tmp_path, data_dir, monkeypatch):
     args = study.parse_args(["--out", str(tmp_path), "--data", str(data_dir)])
     place = study.Place(torch.device("cpu"), 1, 0)
     trainings = [study.Training("v", "linear0", "uniform", 5, 128)]
@@ -142,9 +144,14 @@ def test_a_training_is_run_once_and_is_what_its_name_says(tmp_path, data_dir):
     assert (training["step"], training["args"]["density"], training["args"]["seed"]) == (
         (2, "uniform", 5)
     )
-    written = (tmp_path / "trainings" / f"{trainings[0].name}.pt").stat().st_mtime_ns
+    (written,) = tmp_path.glob(f"trainings/*/{trainings[0].name}.pt")
+    first_time = written.stat().st_mtime_ns
     study.run_trainings(trainings, place, args)
-    assert (tmp_path / "trainings" / f"{trainings[0].name}.pt").stat().st_mtime_ns == written
+    assert written.stat().st_mtime_ns == first_time
+    monkeypatch.setattr(study, "recipe", lambda: "another")
+    study.run_trainings(trainings, place, args)
+    assert (tmp_path / "trainings/another" / written.name).exists()
+    assert written.stat().st_mtime_ns == first_time
 
 
 # ------------------------------------------------------------------------- the whole of it
