@@ -11,7 +11,8 @@ The peers, from requirements-dev.txt and as their own tutorials use them:
     ddpm-pytorch denoising-diffusion-pytorch's Unet(64, dim_mults=(1, 2, 4)) and GaussianDiffusion
 
 The parts take turns, a round of each at a time, and medians over the rounds are compared: a machine
-whose other work slows it down slows all alike.
+whose other work slows it down slows all alike. In training and sampling each contestant has its own
+process.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from unittest.mock import patch
@@ -230,21 +231,57 @@ def loop(work: Callable[[], object], times: int) -> Callable[[], None]:
     return repeated
 
 
+class Worker:
+    """A contestant in a process of its own, and so with its own heap: ours as the scripts have it,
+    the peers' as their users have it (see cli.keep_freed_memory)."""
+
+    def __init__(self, name: str, batch_size: int, device: torch.device):
+        command = [sys.executable, __file__, "--worker", name]
+        command += ["--batch-size", str(batch_size), "--device", str(device)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self.name, self.process = name, subprocess.Popen(command, **pipes, text=True)
+
+    def __call__(self, order: str, times: int) -> float:
+        """Have it "train" so many steps or "sample" so many batches; its peak memory so far, GB."""
+        print(order, times, file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise cli.UserError(f"{self.name} did not come through: see above")
+        return float(answer)
+
+
+def work(args: argparse.Namespace) -> None:
+    """What a Worker's process does, until its orders end."""
+    ours = args.worker == "ours"
+    device = cli.pick_device(args.device) if ours else torch.device(args.device)
+    images = load_dataset("mnist", "train", ROOT / "data")[0].to(device)
+    torch.manual_seed(0)
+    contestant = CONTESTANTS[args.worker](images, args.batch_size, device)
+    n = samples_at_a_time(device)
+    orders = {"train": contestant.train_step, "sample": partial(contestant.sample, n, 50)}
+    for order, times in map(str.split, sys.stdin):
+        clock(loop(orders[order], int(times)), device)
+        print(peak_memory(), flush=True)
+
+
+def samples_at_a_time(device: torch.device) -> int:
+    return 32 if device.type == "cpu" else 1024
+
+
 def bench_train(bench: "Bench") -> None:
     """Images a second, the machine's limit, and where a step's time goes."""
     device, B = bench.device, bench.batch_size
-    contestants = bench.contestants()
     size = 8192 if device.type == "cuda" else 2048
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     calls = {"ours": 20, "diffusers": 2, "ddpm-pytorch": 1}
-    works = {name: loop(c.train_step, calls[name]) for name, c in contestants.items()}
+    works = {name: partial(w, "train", calls[name]) for name, w in bench.workers.items()}
     seconds = in_turns(works | {"matmul": loop(lambda: a @ b, 3)}, bench.rounds, device)
-    rates = {name: calls[name] * B / seconds[name] for name in contestants}
+    rates = {name: calls[name] * B / seconds[name] for name in works}
     bench.row("training, images/s", rates, "at least 8 x")
 
     with FlopCounterMode(display=False) as counter:
-        contestants["ours"].train_step()
+        Ours(bench.images, B, device).train_step()
     achieved = counter.get_total_flops() * rates["ours"] / B
     peak = 3 * 2 * size**3 / seconds["matmul"]
     bench.row(
@@ -262,10 +299,7 @@ def bench_train(bench: "Bench") -> None:
         "at most 0.05",
         note=", ".join(f"{name} {share:.3f}" for name, share in shares.items()),
     )
-    memory = {
-        name: float(child(__file__, "--worker", name, "--device", bench.args.device, cwd=ROOT))
-        for name in contestants
-    }
+    memory = {name: worker("train", 0) for name, worker in bench.workers.items()}
     bench.row("training, peak memory of the process, GB", memory, "at most 1.5")
 
 
@@ -302,10 +336,11 @@ def worker_shares(device: str) -> None:
 
 def bench_sample(bench: "Bench") -> None:
     """Images a second at 50 DDIM steps."""
-    n = 32 if bench.device.type == "cpu" else 1024
-    works = {name: partial(c.sample, n, 50) for name, c in bench.contestants().items()}
+    n = samples_at_a_time(bench.device)
+    calls = {"ours": 4, "diffusers": 1, "ddpm-pytorch": 1}
+    works = {name: partial(w, "sample", calls[name]) for name, w in bench.workers.items()}
     seconds = in_turns(works, max(1, bench.rounds // 2), bench.device)
-    rates = {name: n / s for name, s in seconds.items()}
+    rates = {name: calls[name] * n / s for name, s in seconds.items()}
     label = f"sampling, 50 DDIM steps, {n} at a time, images/s"
     bench.row(label, rates, "at least 8 x")
 
@@ -462,11 +497,11 @@ class Bench:
         self.images = load_dataset("mnist", "train", ROOT / "data")[0].to(self.device)
         self.rows: list[dict] = []
 
-    def contestants(self) -> dict:
-        torch.manual_seed(0)
+    @cached_property
+    def workers(self) -> dict[str, Worker]:
         return {
-            name: cls(self.images, self.batch_size, self.device)
-            for name, cls in CONTESTANTS.items()
+            name: Worker(name, self.batch_size, self.device)
+            for name in CONTESTANTS
             if name == "ours" or not self.args.alone
         }
 
@@ -536,12 +571,10 @@ def main() -> int:
     if args.worker == "shares":
         worker_shares(args.device)
         return 0
-    bench = Bench(args)
-    if args.worker:  # a few steps of training, for the process's peak memory
-        contestant = CONTESTANTS[args.worker](bench.images, bench.batch_size, bench.device)
-        loop(contestant.train_step, 3)()
-        print(peak_memory())
+    if args.worker:
+        work(args)
         return 0
+    bench = Bench(args)
     threads = f"{torch.get_num_threads()} threads" if bench.device.type == "cpu" else ""
     where = torch.cuda.get_device_name() if bench.device.type == "cuda" else platform.processor()
     header = f"{date.today()}, torch {torch.__version__}, {bench.device} {where} {threads}".strip()

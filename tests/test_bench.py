@@ -11,6 +11,8 @@ from conftest import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import bench  # noqa: E402
 
+import cli  # noqa: E402
+
 
 @pytest.mark.parametrize("name", ["ours", "diffusers"])
 def test_contestants_train_and_sample(name):
@@ -27,6 +29,15 @@ def test_contestants_train_and_sample(name):
     assert sum(moved) > len(moved) / 2  # zero-initialised branches wake up one after another
     x = contestant.sample(2, 2)
     assert x.shape == (2, 1, 28, 28) and x.isfinite().all() and x.std() > 0
+
+
+def test_a_worker_does_its_orders_or_says_that_it_cannot():
+    worker = bench.Worker("ours", 4, torch.device("cpu"))
+    idle, trained = worker("train", 0), worker("train", 2)
+    assert 0 < idle < trained  # GB: activations and gradients
+    with pytest.raises(cli.UserError, match="ours did not come through"):
+        worker("fly", 1)
+    assert worker.process.wait() != 0
 
 
 def test_in_turns_takes_the_median_and_leaves_the_first_round_out(monkeypatch):
