@@ -130,7 +130,7 @@ def timestep_cdf(alphas_cumprod: Tensor, density: str) -> Tensor:
     return cdf / cdf[-1]
 
 
-def loss_weights(alphas_cumprod: Tensor, prediction_type: str, max_weight: float = 5.0) -> Tensor:
+def loss_weights(alphas_cumprod: Tensor, prediction_type: str, max_weight: float) -> Tensor:
     """The (T,) weights of the squared error: for eps min(1 / abar_t, max_weight), otherwise 1.
 
     The same predicted x_0 has sqrt(abar_t) times as much error in eps as in v. So eps's loss,
@@ -227,8 +227,8 @@ def make_optimizers(model: UNet, lr: float, muon_lr: float) -> list[torch.optim.
     and the label's way in, norms and biases."""
     hidden, rest = [], []
     for name, p in model.named_parameters():
-        outer = name.startswith(("stem", "head", "time_embed", "label_embed"))
-        outer = outer or "scale_shift" in name
+        embeds = "embed" in name or "scale_shift" in name
+        outer = embeds or name.startswith(("stem", "head"))
         (hidden if p.ndim >= 2 and not outer and muon_lr else rest).append(p)
     optimizers = [torch.optim.AdamW(rest, lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)]
     if hidden:

@@ -89,7 +89,7 @@ def test_loss_weights_make_the_error_of_eps_that_of_v():
     assert bounded.max() == 5
     assert torch.equal(bounded[abar > 0.2], weights[abar > 0.2])
     for other in ("v_prediction", "sample"):
-        assert (train.loss_weights(abar, other) == 1).all()
+        assert (train.loss_weights(abar, other, 5.0) == 1).all()
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])
@@ -130,9 +130,8 @@ def test_learning_rate():
     assert all(b < a for a, b in zip(factors[100:], factors[101:], strict=False))
     assert factors[500] == pytest.approx(0.5)
     assert factors[1000] == pytest.approx(0, abs=1e-12)
-    assert train.learning_rate_factor(2, 10, 100) == pytest.approx(
-        0.8
-    )  # a short run still warms up
+    # a short run still warms up
+    assert train.learning_rate_factor(2, 10, 100) == pytest.approx(0.8)
 
 
 def test_ema():
