@@ -375,7 +375,7 @@ def score(
 def score_and_pairs(
     images: Tensor, *, weights: str | Path = WEIGHTS, data_dir: str | Path = "data"
 ) -> tuple[dict, tuple[Tensor, Tensor, Tensor]]:
-    """`score` of images (N, 1, 28, 28) uint8, and a block of `draw_pairs`."""
+    """`score` of images (N, 1, 28, 28) uint8, and a block of `save_pairs`."""
     feats, probs = features(images, load_classifier(weights))
     train_images = _images("train", data_dir)
     distances, index = nearest(images, train_images)
@@ -521,21 +521,25 @@ def format_table(columns: dict[str, dict]) -> str:
 def pairs_of_test_images(
     *, weights: str | Path = WEIGHTS, data_dir: str | Path = "data"
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A block of `draw_pairs` for test images: how close two different people's digits come."""
+    """A block of `save_pairs` for test images: how close two different people's digits come."""
     distances, labels, index = _test_distances(weights, data_dir)
     _, relative = _novelty(distances, labels, weights, data_dir)
     return _test_sample(data_dir), relative, _images("train", data_dir)[index]
 
 
-def draw_pairs(blocks: dict[str, tuple[Tensor, Tensor, Tensor]], count: int = 16):
-    """A picture of each block's `count` closest pairs, the nearest training image under its image.
+def save_pairs(
+    path: str | Path, blocks: dict[str, tuple[Tensor, Tensor, Tensor]], count: int = 16
+) -> None:
+    """Write a PNG of each block's `count` closest pairs, each image above its training image.
 
     Args:
+        path: where to.
         blocks: for each caption (N, 1, 28, 28) uint8 images, their relative distances (N,), and the
             training images (N, 1, 28, 28) nearest to them.
+        count: pairs of a block.
 
-    Returns:
-        A PIL image in mode "L".
+    Raises:
+        UserError: the file can't be written.
     """
     from PIL import Image, ImageDraw
 
@@ -553,7 +557,9 @@ def draw_pairs(blocks: dict[str, tuple[Tensor, Tensor, Tensor]], count: int = 16
             for column, tile in enumerate(tiles):
                 tile = Image.fromarray(tile[0].numpy()).resize((28 * scale,) * 2, Image.NEAREST)
                 picture.paste(tile, (gap + column * cell, block * height + head + row * cell))
-    return picture
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_atomically(path, buffer.getbuffer())
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -614,9 +620,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         write_atomically(args.json, (json.dumps(report, indent=1) + "\n").encode())
     if args.pairs:
         blocks["test images"] = pairs_of_test_images(**where)
-        buffer = io.BytesIO()
-        draw_pairs(blocks).save(buffer, format="PNG")
-        write_atomically(args.pairs, buffer.getvalue())
+        save_pairs(args.pairs, blocks)
     return 0
 
 

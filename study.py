@@ -811,9 +811,7 @@ def draw_closest(folder: Path, cells: Sequence[Cell], data_dir: str, path: Path)
         for c in cells
     }
     blocks["test images"] = metrics.pairs_of_test_images(data_dir=data_dir)
-    buffer = io.BytesIO()
-    metrics.draw_pairs(blocks).save(buffer, "PNG")
-    write_atomically(path, buffer.getbuffer())
+    metrics.save_pairs(path, blocks)
 
 
 # ------------------------------------------------------------------------------------------ report
