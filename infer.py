@@ -38,7 +38,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--eta",
         type=cli.number(float, 0, 1),
         help="ddim's noise, sigma_t^2 = eta beta~_t: 0 is deterministic, 1 is DDPM (default: 1, "
-        "the best here from 10 steps on)",
+        "the best here at 20 and 50 steps)",
     )
     p.add_argument(
         "--spacing",
@@ -47,7 +47,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     p.add_argument("--seed", type=cli.number(int, 0, 2**63 - 1), default=0, help="of all noise")
     p.add_argument(
-        "--batch-size", type=natural, help="images at a time (default: 256, on a CUDA GPU 4096)"
+        "--batch-size",
+        type=natural,
+        help="images at a time, of each process (default: 256, on a CUDA GPU 4096)",
     )
     p.add_argument("--nrow", type=natural, default=8, help="images in a row of the grid")
     p.add_argument(

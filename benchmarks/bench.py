@@ -4,7 +4,7 @@ the whole table:  python benchmarks/bench.py                     about 15 minute
 parts of it:      python benchmarks/bench.py train scheduler
 good digits:      python benchmarks/bench.py --time-to-quality 10 [--peers [NAME ...]]
 
-The peers, from requirements-dev.txt and as their own tutorials use them:
+The peers, from requirements-dev.txt: networks of MNIST's size, trained as their tutorials do:
 
     diffusers    UNet2DModel 32-64-64 with two layers a block, attention at 14x14 and 7x7, and the
                  DDPM and DDIM schedulers
