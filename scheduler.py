@@ -16,10 +16,10 @@ what a step multiplies by is a Python float read from them, so a step is a handf
 operations on the sample's device and never waits for it. float16 and bfloat16 samples are stepped
 in float32 and returned in their own dtype.
 
-Names and semantics follow diffusers. What differs, on purpose: the previous timestep is the one that
-really comes next in `timesteps` (diffusers assumes t - T // S), and three defaults: timesteps are
-spaced "trailing", DDIM's eta scales the variance, and its eps is taken anew from the clipped x_0
-(see `DDIMScheduler`).
+Names and semantics follow diffusers. What differs, on purpose: the previous timestep is the one
+that really comes next in `timesteps` (diffusers assumes t - T // S), and three defaults: timesteps
+are spaced "trailing", DDIM's eta scales the variance, and its eps is taken anew from the clipped
+x_0 (see `DDIMScheduler`).
 
     scheduler = DDIMScheduler(beta_schedule="cosine", prediction_type="v_prediction")
     scheduler.set_timesteps(50)

@@ -66,6 +66,7 @@ QUICK = {
     "out": "study/quick",
 }
 HEADLINE = (10, 20, 50)  # the step counts whose cells are repeated with every seed
+PATH = 11  # images from one noise to another, in the interpolations
 LONG = 250  # cells of more steps than this have --n-long images
 TRAINED_STEPS, TRAINED_ETAS = (10, 50), (0.0, 1.0)  # the grid of the study's own trainings
 SHAPE = (1, 28, 28)  # what the yardstick sees
@@ -82,7 +83,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="FILE.pt",
         help="any number of what train.py writes",
     )
-    p.add_argument("--quick", action="store_true", help="a small grid: about 3 minutes on 2 cores")
+    p.add_argument("--quick", action="store_true", help="a small grid: 1 to 3 minutes on 2 cores")
     p.add_argument("--steps", type=natural, nargs="+", help="(default: ten from 1 to 1000)")
     p.add_argument("--eta", type=cli.number(float, 0, 1), nargs="+", help="(default: 0 .2 .5 1)")
     p.add_argument("--n", type=enough, help="images a cell (default: 1000)")
@@ -890,7 +891,7 @@ def report(f: Findings) -> str:
         *steps_and_eta(f),
         *which_eta(f),
         *which_prediction(f),
-        *same_seeds(f),
+        *same_noise(f),
         *cost(f),
         *why_v(f),
         *smoothness(f),
@@ -928,6 +929,9 @@ def introduction(f: Findings) -> list[str]:
         {floor["frechet_se"]:.1f} at n = {f.args.n:,}{at_long} and a KID of {floor["kid"]:.1f} ±
         {floor["kid_se"]:.1f}. A Fréchet distance falls with n: compare equal n. η is the variance's
         share, σₜ² = η β̃ₜ: the square of the DDIM paper's η."""),
+        say("""± is a figure's standard error where nothing else is said, z a difference over its
+        own. What is not told apart has |z| < 2; of twenty comparisons of equals one is expected
+        beyond."""),
     ]
 
 
@@ -970,8 +974,8 @@ def why(f: Findings) -> list[str]:
     reasons = []
     if low_wins and high_wins and max(low_wins) < min(high_wins):
         reasons.append(
-            f"""Up to {max(low_wins)} steps, each is so long that noise makes it worse; from
-            {min(high_wins)} on, noise lets later steps draw anew what the network got wrong
+            f"""Where η = {low:g} is better, steps are few and so long that noise makes them worse;
+            where η = {high:g} is, noise lets later steps draw anew what the network got wrong
             (section 2)."""
         )
     last = {s.symbol: f.errors[s.label][-1]["float32"] for s in f.subjects}
@@ -1131,11 +1135,21 @@ def which_prediction(f: Findings) -> list[str]:
         sides = (a, eta), (b, eta)
         title = f"**{' or '.join(names_of(*sides))}, at η = {eta:g}?**"
         blocks += [f"{title} Better: {winners(f, *sides)} steps.", duel(f, *sides)]
+    if blocks and 1 in f.args.steps:
+        sure = ", ".join(
+            f"{s.symbol}'s {f.estimate(s, 1, f.args.eta[0], 'confidence').mean:.2f}"
+            for s in f.subjects
+        )
+        blocks.append(
+            say(f"""After one step an image is no more than the x₀ predicted from pure noise, of
+            which the best guess is the mean of all digits: that row ranks no samplers (the
+            classifier's mean confidence: {sure}).""")
+        )
     return ["## 3. Which prediction type?", *blocks] if blocks else []
 
 
-def same_seeds(f: Findings) -> list[str]:
-    """Does a seed keep its digit over step counts? DDIM section 5.2."""
+def same_noise(f: Findings) -> list[str]:
+    """Does x_T keep its digit over step counts? DDIM section 5.2."""
     longest, steps = f.args.steps[-1], f.args.steps[:-1]
     rows = [
         (f"{s.symbol}, η = {eta:g}", *(f"{f.shares[s.label, k, eta]:.0%}" for k in steps))
@@ -1143,9 +1157,9 @@ def same_seeds(f: Findings) -> list[str]:
     ]
     n = min(row["n"] for row in f.rows)
     return [
-        "## 4. The same seeds",
-        "![The same seeds at every setting](images.png)",
-        say(f"""Four seeds: a row of a panel is one seed, a column a number of steps. Below, the
+        "## 4. The same noise",
+        "![The same noise at every setting](images.png)",
+        say(f"""Four images: a row of a panel is one x_T, a column a number of steps. Below, the
         share of images that the classifier reads as the same digit as at {longest} steps (about 10
         % by chance; two standard errors are at most {100 / math.sqrt(n):.0f} points). At η = 0,
         DDIM's section 5.2 says, x_T decides what an image will be."""),
@@ -1210,9 +1224,9 @@ def smoothness(f: Findings) -> list[str]:
     return [
         "## 7. Interpolation",
         "![Paths between two noises](interpolation.png)",
-        say("""Slerp between two x_T; where η > 0 every image has sampling noise of its own. The
-        distance of neighbours on a path over that of unrelated images, 1 where x_T decides
-        nothing:"""),
+        say(f"""Slerp between two x_T in {PATH} images; where η > 0 every image has sampling noise
+        of its own. The distance of neighbours on a path over that of unrelated images: 1 where x_T
+        decides nothing, {1 / (PATH - 1):g} on a straight line."""),
         markdown_table(["", *(f"η = {eta:g}" for eta in f.args.eta)], rows),
     ]
 
@@ -1313,12 +1327,19 @@ def schedule_findings(kinds: dict[tuple[str, str], list[Estimate]], spread: Sequ
             for a, b in combinations(SCHEDULES, 2)
             for i, se in enumerate(spread)
         }
-        most = max(z, key=lambda key: abs(z[key]))
-        worse, better = (SCHEDULES[k] for k in most[:2][:: 1 if z[most] > 0 else -1])
+        most: dict[tuple[str, str], float] = {}  # by (worse, better), of those told apart
+        for (a, b, _), value in z.items():
+            worse, better = (a, b) if value > 0 else (b, a)
+            if abs(value) >= 3:
+                most[worse, better] = max(abs(value), most.get((worse, better), 0))
         verdict = (
-            f"{better} beats {worse} by up to {abs(z[most]):.1f} standard errors of a training"
-            if abs(z[most]) >= 3
-            else f"not told apart (largest |z| of {len(z)}: {abs(z[most]):.1f})"
+            "; ".join(
+                f"“{SCHEDULES[better]}” beats “{SCHEDULES[worse]}” by up to {value:.1f}"
+                for (worse, better), value in most.items()
+            )
+            + " standard errors of a training"
+            if most
+            else f"not told apart (largest |z| of {len(z)}: {max(map(abs, z.values())):.1f})"
         )
         lines.append(f"**The schedule, with {name}:** {verdict}.")
     return bullets(lines)
@@ -1404,7 +1425,7 @@ def study(args: argparse.Namespace, place: Place) -> int:
         clipped[subject.label] = clipped_shares(subject, 100, min(50, T), device)
         for eta in args.eta:
             pictures[subject.label, eta], smooth[subject.label, eta] = interpolate(
-                subject, eta, pairs=8, length=11, steps=min(50, T), device=device
+                subject, eta, pairs=8, length=PATH, steps=min(50, T), device=device
             )
     shares = agreement(out / "cells", cells)
     symbols = {s.label: s.symbol for s in subjects}
@@ -1414,7 +1435,7 @@ def study(args: argparse.Namespace, place: Place) -> int:
     draw_agreement(shares, subjects, out / "agreement.png")
     draw_time(rows, subjects, out / "time.png")
     draw_why_v(errors, clipped, symbols, out / "why-v.png")
-    draw_interpolation(pictures, subjects, 11, out / "interpolation.png")
+    draw_interpolation(pictures, subjects, PATH, out / "interpolation.png")
     write_csv(out / "results.csv", rows + trained_rows)
     findings = Findings(
         args, subjects, rows, floors, shares, errors, clipped, smooth, trainings, trained_rows

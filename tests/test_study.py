@@ -260,7 +260,8 @@ def test_schedule_findings_are_what_the_distances_show():
     text = study.schedule_findings(kinds, [2, 2])
     assert "divided by 2.0 to 3.0" in text
     assert "log-SNR normal:** not told apart (largest |z| of 6: 0.0)" in text
-    assert "t uniform:** cosine beats linear by up to 3.5" in text
+    assert "t uniform:** “cosine” beats “linear” by up to 3.5; “linear, zero SNR” beats" in text
+    assert "“linear” beats" not in text
 
 
 @pytest.mark.parametrize(
