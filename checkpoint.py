@@ -7,7 +7,7 @@ A model checkpoint is a dictionary of plain values and tensors,
     scheduler    those of scheduler.DDPMScheduler, the prediction type among them
     image_shape  (C, H, W)
     weights      the EMA weights, the state dict of the UNet, float32
-    training     how it came about: the arguments of train.py, step, images, losses
+    training     how it came about: the arguments of train.py, step, images, elapsed (s)
 
 and a training state, which train.py alone writes and reads, is such a dictionary with more in it.
 """

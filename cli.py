@@ -106,7 +106,6 @@ def pick_device(name: str):
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
             torch.cuda.set_device(device)
-            torch.set_float32_matmul_precision("high")  # TF32 where float32 remains
         torch.empty(1, device=device)  # a name can be well formed and the device still not there
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"--device {name} cannot be used: {first_line(error)}") from None

@@ -32,7 +32,6 @@ import hashlib
 import io
 import json
 import math
-import pickle
 import time
 from collections.abc import Sequence
 from functools import lru_cache
@@ -176,7 +175,7 @@ def load_classifier(path: str | Path = WEIGHTS) -> LeNet:
         net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
     except FileNotFoundError:
         raise UserError(f"there is no classifier {path}: `python metrics.py` trains it") from None
-    except (OSError, RuntimeError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # unpickling hostile bytes can raise anything
         reason = str(error).partition("\n")[0].partition(". ")[0]  # torch's goes on for ten lines
         raise UserError(f"{path} is not a classifier of metrics.py: {reason}") from None
     return net.eval().requires_grad_(False)
@@ -355,8 +354,8 @@ def score(
     """Every figure of `images`, a uint8 array that `as_images` takes, against MNIST's test split.
 
     Returns:
-        A dict of Python numbers, JSON-able. `*_se` are standard errors over the samples: the test
-        split is the same for every score.
+        A dict of Python numbers, JSON-able. `*_se` are standard errors over the samples, recall's
+        over the test images: the test split is the same for every score.
 
         n, n_test, n_manifold   images scored, test images, images each way in precision and recall
         frechet, frechet_se     Fréchet distance (LeNet features)
@@ -588,6 +587,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = p.parse_args(argv)
     if not args.samples and (args.json or args.pairs):
         p.error("--json and --pairs need samples to score")
+    if not args.samples:
+        try:
+            cli.output_file(".pt")(str(args.weights))
+        except argparse.ArgumentTypeError as error:
+            p.error(f"argument --weights: {error}")
     return args
 
 
@@ -604,15 +608,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     where = {"weights": args.weights, "data_dir": args.data}
     scores, blocks = {}, {}
     for path, images in sets.items():
-        scores[path], blocks[f"{Path(path).name}: samples"] = score_and_pairs(images, **where)
+        scores[path], blocks[f"{path}: samples"] = score_and_pairs(images, **where)
     sizes = sorted({s["n"] for s in scores.values()})
     floors = {n: floor(n, **where) for n in sizes}
     sha256 = hashlib.sha256(args.weights.read_bytes()).hexdigest()
     print(f"against MNIST's test split, 10,000 images, seen by {args.weights} ({sha256[:8]})\n")
     print(format_table(scores | {f"floor, n {s['n']:,}": s for s in floors.values()}))
     print(
-        "\n± is the standard error over the samples. The Fréchet distance falls with n: compare\n"
-        "equal n only. The floor is real training images, with the novelty of test images."
+        "\n± is the standard error over the samples, recall's over the test images. The Fréchet\n"
+        "distance falls with n: compare equal n only. The floor is real training images, with the\n"
+        "novelty of test images."
     )
     if args.json:
         report = {"weights": str(args.weights), "sha256": sha256}

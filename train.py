@@ -14,6 +14,7 @@ ends with the same weights, bit for bit on a CPU, as one that never was.
 """
 
 import argparse
+import contextlib
 import copy
 import json
 import math
@@ -89,7 +90,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
     p.add_argument("--data", default="data", metavar="DIR", help="where the dataset is, or will be")
     p.add_argument("--seed", type=cli.number(int, 0, 2**31), default=0, help="of everything random")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
-    p.add_argument("--compile", action="store_true", help="torch.compile: pays on a GPU")
+    p.add_argument("--compile", action="store_true", help="torch.compile: for a GPU (untried)")
     p.add_argument(
         "--out",
         type=cli.output_file(".pt"),
@@ -164,7 +165,8 @@ def orthogonalize(matrices: list[Tensor], steps: int = 5) -> list[Tensor]:
 
     Their X <- (a I + b A + c A^2) X with A = X X^T, but every iterate is P X_0 with P a polynomial
     in A_0. So P and A = P A_0 P are iterated, which are m x m for an m x n or an n x m matrix, n at
-    least m; and all matrices of one m at once.
+    least m; and all matrices of one m at once. Not in TF32, whose rounding makes small eigenvalues
+    of A negative, which then grow.
     """
     wide = [G if len(G) <= len(G.mT) else G.mT for G in matrices]
     same_m = defaultdict(list)
@@ -204,9 +206,10 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             params = group["params"]
             grads = [p.grad for p in params]
-            momenta = [
-                self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params
-            ]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            momenta = [self.state[p]["momentum_buffer"] for p in params]
             torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
             updates = torch._foreach_lerp(grads, momenta, group["momentum"])  # Nesterov
             directions = orthogonalize([update.flatten(1) for update in updates])
@@ -345,10 +348,15 @@ def what_is_not_finite(
 
 
 def resume(args: argparse.Namespace, given: set[str]) -> dict:
-    """Read the training state, and put its arguments in place of those not given."""
+    """Read the training state, and put its arguments in place of those not given.
+
+    The run goes on where the state lies, wherever it was written.
+    """
     keys = ("args", "step", "elapsed", "model", "ema", "optimizers", "generator")
     state = checkpoint.load(args.resume, *keys)
-    stored = state["args"]
+    if not args.resume.endswith(".state.pt"):
+        raise UserError(f"{args.resume} does not end in .state.pt, as a training state does")
+    stored = state["args"] | {"out": args.resume.removesuffix(".state.pt") + ".pt"}
     if set(stored) != set(vars(args)):
         raise UserError(f"{args.resume} was written by another version of train.py")
     for name in sorted(given - MAY_CHANGE_ON_RESUME):
@@ -362,20 +370,33 @@ def resume(args: argparse.Namespace, given: set[str]) -> dict:
     return state
 
 
+def read_log(path: Path) -> list[dict]:
+    """The log's records; a line that a crash or a full disk cut short is left out."""
+    records = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            records.append(json.loads(line))
+    return records
+
+
 def draw_loss_curve(log_path: Path, picture_path: Path) -> None:
-    """Training and validation loss against images seen, from the log."""
+    """Training and validation loss against images seen, from the log.
+
+    Only the first has its timesteps drawn by `--density`: the two need not agree.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    lines = [json.loads(line) for line in log_path.read_text().splitlines()]
+    records = read_log(log_path)
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for key, style in (("loss", "-"), ("val_loss", "o-")):
-        points = [(line["images"], line[key]) for line in lines if key in line]
+        points = [(record["images"], record[key]) for record in records if key in record]
         axes.plot(*zip(*points, strict=True), style, label=key, lw=1, ms=4) if points else None
-    axes.set(xlabel="images seen", ylabel="mean squared error", yscale="log")
-    axes.legend()
+    axes.set(xlabel="images seen", ylabel="loss", yscale="log")
+    if axes.lines:
+        axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(picture_path, dpi=120)
     plt.close(figure)
@@ -444,7 +465,11 @@ def train(
             ema.load_state_dict(state["ema"])
             for optimizer, optimizer_state in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(optimizer_state)
-            generator.set_state(state["generator"])
+            if len(state["generator"]) == len(generator.get_state()):
+                generator.set_state(state["generator"])
+            else:  # of another type of device
+                generator.manual_seed(args.seed + state["step"])
+                say(f"note: {args.resume} is of another type of device: its noise is drawn anew")
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             reason = cli.first_line(error)
             raise UserError(f"{args.resume} does not fit this run: {reason}") from None
@@ -455,7 +480,8 @@ def train(
 
     # ----- files
     if rank == 0:
-        for path in (out, state_path) if state is None else ():
+        samples.mkdir(parents=True, exist_ok=True)
+        for path in (out, state_path, log_path) if state is None else ():
             if path.exists():  # an earlier run's, perhaps a better one's
                 previous = path.with_name(path.name.replace(out.stem, f"{out.stem}.previous", 1))
                 previous.unlink(missing_ok=True)
@@ -466,15 +492,19 @@ def train(
                 say(f"note: an earlier run's {path} is now {previous}")
         kept = []
         if state is not None and log_path.exists():
-            kept = [s for s in log_path.read_text().splitlines() if json.loads(s)["step"] <= step]
-        checkpoint.write_atomically(log_path, "".join(f"{line}\n" for line in kept).encode())
+            kept = [record for record in read_log(log_path) if record["step"] <= step]
+        lines = "".join(f"{json.dumps(record)}\n" for record in kept)
+        checkpoint.write_atomically(log_path, lines.encode())
 
     def log(**record: float) -> None:
-        if rank == 0:
+        if rank:
+            return
+        line = json.dumps({"step": step, "images": step * args.batch_size} | record)
+        try:
             with open(log_path, "a") as file:
-                file.write(
-                    json.dumps({"step": step, "images": step * args.batch_size} | record) + "\n"
-                )
+                file.write(f"{line}\n")
+        except OSError as error:
+            raise UserError(f"cannot write {log_path}: {error.strerror}") from None
 
     def save() -> None:
         if rank:
@@ -512,6 +542,12 @@ def train(
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: signals.append(received))
 
+    def steps_to_the_budget() -> int:
+        """How long the run will be, at the speed it has had, by --minutes."""
+        return step + max(0, round((args.minutes * 60 - elapsed) / (elapsed / step)))
+
+    if args.minutes is not None and step:
+        total_steps = steps_to_the_budget()
     started, log_started = time.monotonic() - elapsed, time.monotonic()
     first_step = log_step = step
     losses = torch.zeros(args.log_every, device=device)  # read once a log interval: no sync a step
@@ -577,19 +613,18 @@ def train(
                 bar.set_postfix(loss=f"{mean_loss:.4f}", refresh=False)
                 log(loss=mean_loss, lr=args.lr * factor, images_per_s=rate, elapsed=elapsed)
                 if args.minutes is not None:  # fit the length, and so the schedules, to the clock
-                    left = args.minutes * 60 - elapsed
-                    total_steps = step + max(0, round(left / (elapsed / step)))
+                    total_steps = steps_to_the_budget()
                     epoch_ends = epoch_ends or step == total_steps
                     bar.total = total_steps * args.batch_size
                 if epoch_ends:
                     val_loss = validation_loss(ema, scheduler, weights, held_out)
                     log(val_loss=val_loss)
                     bar.set_postfix(loss=f"{mean_loss:.4f}", val=f"{val_loss:.4f}", refresh=False)
-                    if step < total_steps:
-                        preview(samples / f"{out.stem}-epoch{step // steps_per_epoch:02d}.png", 20)
                 if save_due or stop or step == total_steps:
                     save()
                     saved_step = step
+                if epoch_ends and step < total_steps:
+                    preview(samples / f"{out.stem}-epoch{step // steps_per_epoch:02d}.png", 20)
                 if stop and step < total_steps:
                     say(f"stopped at step {step} of {total_steps}; go on with")
                     say(f"  python train.py --resume {state_path}")

@@ -43,7 +43,7 @@ def zero_init(module: nn.Module) -> nn.Module:
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with groups of about 8 channels."""
+    """GroupNorm with groups of 8 channels, or of more where 8 does not divide them."""
     return nn.GroupNorm(math.gcd(channels, max(channels // 8, 1)), channels)
 
 
@@ -68,11 +68,12 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention over all positions of a feature map, with heads of 32 channels."""
+    """Multi-head attention over all positions of a feature map, with heads of 32 channels, or of
+    more where 32 does not divide them."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.num_heads = max(channels // 32, 1)
+        self.num_heads = math.gcd(channels, max(channels // 32, 1))
         self.norm = group_norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zero_init(nn.Linear(channels, channels))

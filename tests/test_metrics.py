@@ -466,7 +466,8 @@ def test_other_files_are_refused(tmp_path):
         with pytest.raises(UserError, match="cannot read"):
             score_files(tmp_path / path)
     np.save(tmp_path / "good.npy", ZEROS)
-    for path in ("missing.pt", "text.npy", "good.npy", "several.npz", "."):
+    (tmp_path / "tuple.pt").write_bytes(b"\x85.")  # a pickle that takes from an empty stack
+    for path in ("missing.pt", "text.npy", "good.npy", "several.npz", "tuple.pt", "."):
         with pytest.raises(UserError, match="classifier") as refusal:
             score_files(tmp_path / "good.npy", "--weights", tmp_path / path)
         assert "\n" not in str(refusal.value)
@@ -476,6 +477,7 @@ def test_a_refusal_is_one_line_and_exit_code_2(tmp_path, run, refused):
     np.save(tmp_path / "float.npy", ZEROS.astype(np.float32))
     refused(run("metrics.py", "float.npy"), "float.npy", "uint8")
     refused(run("metrics.py", "--json", "scores.json"), "--json")
+    refused(run("metrics.py", "--weights", "/dev/null/x.pt"), "--weights", "/dev/null")
 
 
 # ----------------------------------------------------------------------------------------- training

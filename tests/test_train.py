@@ -238,11 +238,11 @@ def test_a_short_run_leaves_what_it_says(run, data_dir, tmp_path):
 def test_an_earlier_runs_checkpoint_is_kept(run_here, data_dir, tmp_path):
     arguments = (*TINY, "--log-every", 1, "--data", data_dir, "--out", "x.pt")
     assert run_here("train.py", *arguments, "--steps", 2).returncode in (0, None)
-    before = {name: (tmp_path / name).read_bytes() for name in ("x.pt", "x.state.pt")}
+    suffixes = (".pt", ".state.pt", ".jsonl")
+    before = [(tmp_path / f"x{suffix}").read_bytes() for suffix in suffixes]
     done = run_here("train.py", *arguments, "--steps", 1)
-    assert (tmp_path / "x.previous.pt").read_bytes() == before["x.pt"]
-    assert (tmp_path / "x.previous.state.pt").read_bytes() == before["x.state.pt"]
-    assert (tmp_path / "x.pt").read_bytes() != before["x.pt"]
+    assert before == [(tmp_path / f"x.previous{suffix}").read_bytes() for suffix in suffixes]
+    assert (tmp_path / "x.pt").read_bytes() != before[0]
     assert "x.previous.pt" in done.stdout
 
 
@@ -332,6 +332,8 @@ def test_resume_after_sigkill_is_exact(whole_run, tmp_path, data_dir):
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
+        with open(tmp_path / "r.jsonl", "a") as file:
+            file.write('{"step": 9, "lo')  # as a full disk may leave it
         arguments = ("--resume", "r.state.pt", "--data", data_dir)
     process = start(tmp_path, *arguments)
     _, errors = process.communicate()
@@ -395,6 +397,9 @@ def test_minutes_fit_the_schedule_to_the_clock(run, tmp_path, data_dir):
     log = [line for line in read_log(tmp_path / "m.jsonl") if "loss" in line]
     assert 5 < log[-1]["elapsed"] < 12  # 6 s, on a machine that may be busy with other things
     assert log[-1]["lr"] < 0.2 * max(line["lr"] for line in log)
+    before = (tmp_path / "m.state.pt").read_bytes()
+    assert run("train.py", "--resume", "m.state.pt", "--data", data_dir).returncode == 0
+    assert (tmp_path / "m.state.pt").read_bytes() == before  # its time is up: not a step more
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, data_dir, run):
@@ -455,3 +460,28 @@ def test_resume_refuses_what_contradicts_it(run_here, refused, tiny_checkpoint, 
     refused(run_here("train.py", "--resume", state, "--batch-size", 32), "--batch-size 32", "16")
     refused(run_here("train.py", "--resume", state, "--pred", "eps"), "--pred eps", "v")
     refused(run_here("train.py", "--resume", tiny_checkpoint), "tiny.pt", "optimizers")
+
+
+def test_a_run_goes_on_where_its_state_lies(run_here, refused, tiny_checkpoint, data_dir, tmp_path):
+    """Moved, or an earlier run's that was kept: what it left elsewhere is not overwritten."""
+    state = tiny_checkpoint.with_suffix(".state.pt")
+    before = {path: path.read_bytes() for path in tiny_checkpoint.parent.glob("*.*")}
+    (tmp_path / "moved.state.pt").write_bytes(state.read_bytes())
+    done = run_here("train.py", "--resume", "moved.state.pt", "--data", data_dir)
+    assert done.returncode in (0, None) and "moved.pt" in done.stdout
+    assert (tmp_path / "moved.jsonl").exists() and (tmp_path / "samples/moved.png").exists()
+    assert before == {path: path.read_bytes() for path in tiny_checkpoint.parent.glob("*.*")}
+    (tmp_path / "state.pt").write_bytes(state.read_bytes())
+    refused(run_here("train.py", "--resume", "state.pt"), "state.pt", ".state.pt")
+
+
+def test_a_state_of_another_type_of_device_draws_its_noise_anew(
+    run_here, tiny_checkpoint, data_dir, tmp_path
+):
+    """A generator's state is 16 bytes on CUDA."""
+    state = torch.load(tiny_checkpoint.with_suffix(".state.pt"), weights_only=True)
+    state |= {"generator": torch.zeros(16, dtype=torch.uint8), "step": 28}
+    torch.save(state, tmp_path / "x.state.pt")
+    done = run_here("train.py", "--resume", "x.state.pt", "--data", data_dir)
+    assert done.returncode in (0, None) and "another type of device" in done.stdout
+    assert torch.load(tmp_path / "x.state.pt", weights_only=True)["step"] == 30

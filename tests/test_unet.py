@@ -34,6 +34,7 @@ def test_any_even_size_and_channel_count(channels, size):
         {"patch_size": 4, "channel_mults": (2,), "num_blocks": 1},
         {"attention": False},
         {"channels": 24},
+        {"channels": 50},  # 100 at the lower level, which no head of about 32 divides
     ],
 )
 def test_config_makes_a_twin(config):
