@@ -107,7 +107,7 @@ def pick_device(name: str):
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
             torch.cuda.set_device(device)
         torch.empty(1, device=device)  # a name can be well formed and the device still not there
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used: {first_line(error)}") from None
     if device.type == "cpu":
         keep_freed_memory()

@@ -480,7 +480,7 @@ def train(
 
     # ----- files
     if rank == 0:
-        samples.mkdir(parents=True, exist_ok=True)
+        samples.mkdir(parents=True, exist_ok=True)  # or fail now, not after an epoch
         for path in (out, state_path, log_path) if state is None else ():
             if path.exists():  # an earlier run's, perhaps a better one's
                 previous = path.with_name(path.name.replace(out.stem, f"{out.stem}.previous", 1))
@@ -549,7 +549,7 @@ def train(
     if args.minutes is not None and step:
         total_steps = steps_to_the_budget()
     started, log_started = time.monotonic() - elapsed, time.monotonic()
-    first_step = log_step = step
+    log_step = step
     losses = torch.zeros(args.log_every, device=device)  # read once a log interval: no sync a step
     norms = torch.zeros_like(losses)
     permutation_epoch, factor, saved_step = -1, 0.0, step if state else None
@@ -590,7 +590,7 @@ def train(
             epoch_ends = step % steps_per_epoch == 0 or step == total_steps
             save_due = step % save_every == 0 or step == total_steps
             stop = bool(signals) and world == 1  # several ranks agree on it at the log interval
-            first_fit = args.minutes is not None and step == first_step + 5
+            first_fit = args.minutes is not None and step == 5
             if step - log_step == args.log_every or first_fit or epoch_ends or save_due or stop:
                 now = time.monotonic()
                 elapsed = now - started

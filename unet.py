@@ -42,9 +42,14 @@ def zero_init(module: nn.Module) -> nn.Module:
     return module
 
 
+def parts(channels: int, width: int) -> int:
+    """How many equal parts of `width` channels, or of more where width does not divide them."""
+    return math.gcd(channels, max(channels // width, 1))
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with groups of 8 channels, or of more where 8 does not divide them."""
-    return nn.GroupNorm(math.gcd(channels, max(channels // 8, 1)), channels)
+    """GroupNorm with groups of 8 channels, see `parts`."""
+    return nn.GroupNorm(parts(channels, 8), channels)
 
 
 class ResBlock(nn.Module):
@@ -68,12 +73,12 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention over all positions of a feature map, with heads of 32 channels, or of
-    more where 32 does not divide them."""
+    """Multi-head attention over all positions of a feature map, with heads of 32 channels, see
+    `parts`."""
 
     def __init__(self, channels: int):
         super().__init__()
-        self.num_heads = math.gcd(channels, max(channels // 32, 1))
+        self.num_heads = parts(channels, 32)
         self.norm = group_norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = zero_init(nn.Linear(channels, channels))

@@ -282,17 +282,17 @@ def bench_train(bench: "Bench") -> None:
 
     size_of, flops_of = {}, {}
     x, t = torch.randn(8, *SHAPE, device=device), torch.randint(1000, (8,), device=device)
-    for name in works:
-        model = CONTESTANTS[name](bench.images, B, device).model
-        size_of[name] = sum(p.numel() for p in model.parameters()) / 1e6
+    contestants = {name: CONTESTANTS[name](bench.images, B, device) for name in works}
+    for name, contestant in contestants.items():
+        size_of[name] = sum(p.numel() for p in contestant.model.parameters()) / 1e6
         with FlopCounterMode(display=False) as counter, torch.no_grad():
-            model(x, t)
+            contestant.model(x, t)
         flops_of[name] = counter.get_total_flops() / len(x) / 1e6
     bench.row("parameters, millions", size_of, "")
     bench.row("a forward pass, MFLOP an image", flops_of, "")
 
     with FlopCounterMode(display=False) as counter:
-        Ours(bench.images, B, device).train_step()
+        contestants["ours"].train_step()
     achieved = counter.get_total_flops() * rates["ours"] / B
     peak = 3 * 2 * size**3 / seconds["matmul"]
     bench.row(

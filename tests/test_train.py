@@ -447,6 +447,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, data_dir, run):
         (["--out", "samples/x.pt"], ["--samples", "--out"]),
         (["--resume", "missing.state.pt"], ["missing.state.pt", "No such file"]),
         (["--out", "/dev/null/x.pt", "--steps", "1"], ["/dev/null"]),
+        (["--samples", "/dev/null/x", "--steps", "1"], ["/dev/null/x"]),
         (["--learning-rate", "1"], ["--learning-rate"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
