@@ -76,9 +76,10 @@ class Ours:
     def train_step(self, progress: float = 0.0) -> None:
         index = torch.randint(len(self.images), (self.batch_size,), device=self.device)
         x0, noise, t = train.draw_batch(self.images, index, self.cdf, self.generator)
-        loss = train.diffusion_loss(self.model, self.scheduler, self.weights, x0, noise, t)
         settings = {"clip": self.args.clip, "lr_factor": 0.1, "decay": self.args.ema}
-        train.optimize(loss, self.model, self.ema, self.optimizers, **settings)
+        with train.bfloat16_convolutions():
+            loss = train.diffusion_loss(self.model, self.scheduler, self.weights, x0, noise, t)
+            train.optimize(loss, self.model, self.ema, self.optimizers, **settings)
 
     def sample(self, n: int, steps: int, eta: float = 0.0) -> Tensor:
         self.ddim.set_timesteps(steps)
@@ -295,12 +296,24 @@ def bench_train(bench: "Bench") -> None:
         contestants["ours"].train_step()
     achieved = counter.get_total_flops() * rates["ours"] / B
     peak = 3 * 2 * size**3 / seconds["matmul"]
+    product = f"a {size}^2 {str(dtype)[6:]} matrix product's"
     bench.row(
-        f"FLOP/s of a training step over a {size}^2 {str(dtype)[6:]} matrix product's",
+        f"FLOP/s of a training step over {product}",
         {"ours": achieved / peak},
         "at least 0.75",
         note=f"{achieved / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s",
     )
+    if device.type == "cpu":
+        by_operation = counter.get_flop_counts()["Global"].items()
+        flops = sum(n for operation, n in by_operation if "convolution" in str(operation))
+        convolving, step = convolutions_seconds(contestants["ours"])
+        bench.row(
+            f"FLOP/s of its convolutions over {product}",
+            {"ours": flops / convolving / peak},
+            "",
+            note=f"{flops / counter.get_total_flops():.3f} of the work, "
+            f"{convolving / step:.2f} of the time",
+        )
 
     printed = child(__file__, "--worker", "shares", "--device", bench.args.device, cwd=ROOT)
     shares = json.loads(printed.splitlines()[-1])
@@ -314,8 +327,19 @@ def bench_train(bench: "Bench") -> None:
     bench.row("training, peak memory of the process, GB", memory, "at most 1.5")
 
 
+def convolutions_seconds(ours: Ours, steps: int = 10) -> tuple[float, float]:
+    """CPU seconds of a training step: of its convolutions both ways, and of all operations."""
+    with torch.profiler.profile() as profiler:
+        for _ in range(steps):
+            ours.train_step()
+    microseconds = {e.key: e.self_cpu_time_total for e in profiler.key_averages()}
+    names = ("aten::mkldnn_convolution", "aten::convolution_backward")
+    convolving = sum(microseconds[name] for name in names)
+    return convolving / steps / 1e6, sum(microseconds.values()) / steps / 1e6
+
+
 def worker_shares(device: str) -> None:
-    """Run train.py itself for 80 steps, a stopwatch on its parts; print their shares as JSON."""
+    """Run train.py itself for 200 steps, a stopwatch on its parts; print their shares as JSON."""
     spent, sums = {"forward": 0.0, "backward": 0.0, "optimizer": 0.0}, []
 
     def timed(part: str, function: Callable) -> Callable:
@@ -337,7 +361,7 @@ def worker_shares(device: str) -> None:
         optimizer.step = timed("optimizer", optimizer.step)
     finite, train.what_is_not_finite = train.what_is_not_finite, at_log
     with tempfile.TemporaryDirectory() as folder:
-        sys.argv = ["train.py", "--steps", "80", "--log-every", "20", "--device", device]
+        sys.argv = ["train.py", "--steps", "200", "--device", device]
         sys.argv += ["--out", f"{folder}/x.pt", "--samples", f"{folder}/samples"]
         train.main()
     (t0, before), (t1, after) = sums[0], sums[-1]

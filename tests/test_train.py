@@ -10,6 +10,7 @@ import time
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import ROOT, TINY, command
 
 import train
@@ -198,6 +199,44 @@ def test_optimize_clips_the_gradient_and_scales_the_learning_rate():
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_bfloat16_convolutions_round_the_operands_and_nothing_else():
+    """Float32 as ever, on a CPU without bfloat16; or, to float32's precision, the convolution in
+    float64 of operands that were rounded to bfloat16."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, 32, 14, 14), torch.randn(32, 32, 3, 3)
+    rounded = F.conv2d(x.bfloat16().double(), weight.bfloat16().double()).float()
+    before = F.conv2d(x, weight)
+    with train.bfloat16_convolutions():
+        assert torch.backends.mkldnn.conv.fp32_precision == "bf16"
+        inside = F.conv2d(x, weight)
+    with pytest.raises(KeyError), train.bfloat16_convolutions():
+        raise KeyError
+    assert torch.equal(before, F.conv2d(x, weight))
+    assert (before - rounded).abs().max() > 0.02
+    if not torch.equal(inside, before):
+        torch.testing.assert_close(inside, rounded, rtol=0, atol=2e-4)
+
+
+def test_a_run_steps_in_bfloat16_and_previews_in_float32(monkeypatch, run_here, data_dir, tmp_path):
+    precisions = {}
+
+    def spy(name):
+        function = getattr(train, name)
+
+        def wrapper(*args, **kwargs):
+            precisions.setdefault(name, torch.backends.mkldnn.conv.fp32_precision)
+            return function(*args, **kwargs)
+
+        monkeypatch.setattr(train, name, wrapper)
+
+    for name in ("diffusion_loss", "optimize", "sample"):
+        spy(name)
+    done = run_here("train.py", *TINY, "--steps", 1, "--data", data_dir, "--out", "b.pt")
+    assert done.returncode in (0, None)
+    assert precisions["diffusion_loss"] == precisions["optimize"] == "bf16"
+    assert precisions["sample"] != "bf16"
+
+
 def test_what_is_not_finite_is_said_with_its_step():
     model, fine = UNet(channels=8), torch.ones(3)
     bad = torch.tensor([1, float("nan"), 1])
@@ -369,8 +408,9 @@ def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(run, refused, tm
     assert all(w.isfinite().all() for w in weights.values())
 
 
-def test_two_processes_take_the_step_of_one(run, tmp_path, data_dir):
-    """torchrun with two processes on the same global batch: equal to rounding."""
+def test_two_processes_take_the_step_of_one(monkeypatch, run, tmp_path, data_dir):
+    """torchrun with two processes on the same global batch: equal to float32's rounding."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # which has no bfloat16
     arguments = (*TINY, "--steps", 8, "--log-every", 1, "--muon-lr", 0, "--data", data_dir)
     for name, processes in (("one", 1), ("two", 2)):
         done = run("train.py", *arguments, "--out", f"{name}.pt", processes=processes)
