@@ -332,10 +332,11 @@ def convolutions_seconds(ours: Ours, steps: int = 10) -> tuple[float, float]:
     with torch.profiler.profile() as profiler:
         for _ in range(steps):
             ours.train_step()
-    microseconds = {e.key: e.self_cpu_time_total for e in profiler.key_averages()}
-    names = ("aten::mkldnn_convolution", "aten::convolution_backward")
-    convolving = sum(microseconds[name] for name in names)
-    return convolving / steps / 1e6, sum(microseconds.values()) / steps / 1e6
+    times = {e.key: e.self_cpu_time_total / steps / 1e6 for e in profiler.key_averages()}
+    convolving = sum(
+        time for name, time in times.items() if name.startswith("aten::") and "conv" in name
+    )
+    return convolving, sum(times.values())
 
 
 def worker_shares(device: str) -> None:
