@@ -1,25 +1,28 @@
-"""Noise schedules, the forward process and the reverse step of DDPM and DDIM.
+"""Noise schedules, the forward process and the reverse steps of DDPM and DDIM.
 
-Notation, after Ho et al. 2020 (DDPM, arXiv:2006.11239) and Song et al. 2021 (DDIM,
-arXiv:2010.02502), with 0-based timesteps t = 0 .. T-1 and abar_{-1} = 1 (t = -1: the clean image):
+The notation is that of Ho et al. 2020 (DDPM, arXiv:2006.11239) and Song et al. 2021 (DDIM,
+arXiv:2010.02502). Timesteps are 0-based, t = 0 .. T-1. The clean image is t = -1, with abar = 1.
 
     alpha_t = 1 - beta_t,    abar_t = alpha_0 alpha_1 ... alpha_t
 
     one step    q(x_t | x_{t-1}) = N(sqrt(alpha_t) x_{t-1}, beta_t I)                  DDPM eq. 2
     the jump    q(x_t | x_0)     = N(sqrt(abar_t) x_0, (1 - abar_t) I)                 DDPM eq. 4
-    posterior   q(x_{t-1} | x_t, x_0) = N(mu~_t, beta~_t I)                             DDPM eq. 6-7
-    v-target    v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0                    Salimans & Ho 2022
+    posterior   q(x_{t-1} | x_t, x_0) = N(mu~_t, beta~_t I)                            DDPM eq. 6-7
+    v-target    v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0        Salimans & Ho 2022, section 4
 
-The conventions, stated once: samples are float tensors of any shape (B, ...), noise and model
-outputs have the sample's shape, and images are scaled to [-1, 1]. Tables are computed in float64;
-what a step multiplies by is a Python float read from them, so a step is a handful of elementwise
-operations on the sample's device and never waits for it. float16 and bfloat16 samples are stepped
-in float32 and returned in their own dtype.
+Conventions. Samples are float tensors of any shape (B, ...), scaled to [-1, 1]. Noise and model
+outputs have the shape of the samples. Tables are computed in float64. A step multiplies by Python
+floats that are read from the tables, so it is a few elementwise operations on the sample's device
+and never waits for the device. float16 and bfloat16 samples are stepped in float32 and returned in
+their own dtype.
 
-Names and semantics follow diffusers. What differs, on purpose: the previous timestep is the one
-that really comes next in `timesteps` (diffusers assumes t - T // S), and three defaults: timesteps
-are spaced "trailing", DDIM's eta scales the variance, and its eps is taken anew from the clipped
-x_0 (see `DDIMScheduler`).
+Names and semantics follow diffusers, with three differences on purpose. The previous timestep is
+the one that really comes next in `timesteps`; diffusers assumes t - T // S. The default spacing is
+"trailing". DDIM's eta scales the variance, and its eps is derived from the clipped x_0 (see
+`DDIMScheduler`).
+
+To add a noise schedule, edit `make_betas` and BETA_SCHEDULES. To add a sampler, write a subclass
+with a `step` method and add it to SAMPLERS at the end of this file.
 
     scheduler = DDIMScheduler(beta_schedule="cosine", prediction_type="v_prediction")
     scheduler.set_timesteps(50)
@@ -28,21 +31,36 @@ x_0 (see `DDIMScheduler`).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2", "cosine", "sigmoid")
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 VARIANCE_TYPES = ("fixed_small", "fixed_large")
 TIMESTEP_SPACINGS = ("leading", "linspace", "trailing")
 ETA_CONVENTIONS = ("variance", "std")
 
 
+class PredictionType(NamedTuple):
+    """The names of what a network predicts; its key in PREDICTION_TYPES is diffusers' name."""
+
+    option: str  # the value of --pred
+    symbol: str  # in tables and figures
+
+
+PREDICTION_TYPES = {
+    "v_prediction": PredictionType("v", "v"),
+    "epsilon": PredictionType("eps", "ε"),
+    "sample": PredictionType("x0", "x₀"),
+}
+
+Noise = Tensor | Callable[[], Tensor]  # the noise of a step, or a function that draws it
+
+
 class SchedulerOutput(NamedTuple):
-    """What a reverse step returns, both of the sample's shape and dtype."""
+    """The result of a reverse step. Both tensors have the sample's shape and dtype."""
 
     prev_sample: Tensor  # x_{t-k}, the input of the next step
     pred_original_sample: Tensor  # the x_0 predicted at this step, clipped if clip_sample
@@ -51,12 +69,12 @@ class SchedulerOutput(NamedTuple):
 def make_betas(
     beta_schedule: str, num_train_timesteps: int, beta_start: float, beta_end: float
 ) -> Tensor:
-    """The (T,) float64 betas of a named schedule.
+    """Return the (T,) float64 betas of a named schedule.
 
     linear             Ho et al. 2020, section 4
     scaled_linear      linear in sqrt(beta); Rombach et al. 2022 (latent diffusion)
     squaredcos_cap_v2  abar(s) = cos^2((s + 0.008) / 1.008 pi/2), beta at most 0.999;
-      (or cosine)      Nichol & Dhariwal 2021, eq. 17; beta_start and beta_end play no part
+      (or cosine)      Nichol & Dhariwal 2021, eq. 17; beta_start and beta_end are not used
     sigmoid            sigmoid(-6 .. 6) scaled to beta_start .. beta_end; Xu et al. 2022 (GeoDiff)
     """
     T, f64 = num_train_timesteps, torch.float64
@@ -76,10 +94,10 @@ def make_betas(
 
 
 def rescale_zero_terminal_snr(betas: Tensor) -> Tensor:
-    """Betas whose abar_{T-1} is exactly 0 while abar_0 is kept (Lin et al. 2023, algorithm 1).
+    """Return betas with abar_{T-1} = 0 exactly and the same abar_0 (Lin et al. 2023, algorithm 1).
 
-    sqrt(abar) is shifted so that it ends at 0 and scaled so that it starts where it did. The last
-    beta becomes 1. Takes and returns (T,) float64; T must be at least 2.
+    sqrt(abar) is shifted so that it ends at 0, then scaled so that its start does not change. The
+    last beta becomes 1. Takes and returns (T,) float64. T must be at least 2.
     """
     abar_sqrt = (1 - betas).cumprod(0).sqrt()
     first, last = abar_sqrt[0].clone(), abar_sqrt[-1].clone()
@@ -92,26 +110,27 @@ class DDPMScheduler:
     """The diffusion process and its ancestral sampler (Ho et al. 2020, algorithm 2).
 
     Args:
-        num_train_timesteps: T >= 1. With `trained_betas` it may be left out.
-        beta_start, beta_end: the range of the linear, scaled_linear and sigmoid schedules.
+        num_train_timesteps: T >= 1. It may be left out if `trained_betas` is given.
+        beta_start, beta_end: first and last beta of the linear, scaled_linear and sigmoid
+            schedules.
         beta_schedule: one of BETA_SCHEDULES, see `make_betas`.
-        trained_betas: (T,) betas of your own, instead of a named schedule.
-        prediction_type: what the network's output is: "epsilon", "v_prediction" or "sample" (x_0).
-        variance_type: "fixed_small" adds noise of variance beta~_t, "fixed_large" of beta_t: the
-            lower and the upper bound of DDPM section 3.2.
+        trained_betas: (T,) betas to use instead of a named schedule.
+        prediction_type: what the network predicts: "epsilon", "v_prediction" or "sample" (x_0).
+        variance_type: the variance of the noise that a step adds. "fixed_small" is beta~_t,
+            "fixed_large" is beta_t: the lower and the upper bound of DDPM section 3.2.
         clip_sample, clip_sample_range: whether the predicted x_0 is clipped to [-range, range].
         timestep_spacing: how S of the T timesteps are chosen, see `set_timesteps`.
-        rescale_betas_zero_snr: make abar_{T-1} = 0, see `rescale_zero_terminal_snr`. An
-            epsilon-model cannot start there: its x_0 would be a division by 0.
+        rescale_betas_zero_snr: make abar_{T-1} = 0, see `rescale_zero_terminal_snr`. Epsilon-
+            prediction is then refused: its x_0 would be a division by 0.
 
     Attributes:
         betas, alphas, alphas_cumprod: (T,) float64 on the CPU.
         timesteps: (S,) int64, strictly descending; all T of them until `set_timesteps` is called.
-        config: the constructor's arguments, JSON-able: `DDPMScheduler(**config)` makes a twin.
+        config: the constructor's arguments, JSON-able. `DDPMScheduler(**config)` makes a copy.
 
     Raises:
-        ValueError: an unknown name, T < 1, a beta outside (0, 1), abar = 0 before T-1, or at T-1
-            with epsilon-prediction.
+        ValueError: a name is unknown, T < 1, a beta lies outside (0, 1), abar = 0 before T-1, or
+            abar = 0 at T-1 with epsilon-prediction.
     """
 
     def __init__(
@@ -146,7 +165,7 @@ class DDPMScheduler:
             )
         for name, value, allowed in (
             ("beta_schedule", beta_schedule, BETA_SCHEDULES),
-            ("prediction_type", prediction_type, PREDICTION_TYPES),
+            ("prediction_type", prediction_type, tuple(PREDICTION_TYPES)),
             ("variance_type", variance_type, VARIANCE_TYPES),
             ("timestep_spacing", timestep_spacing, TIMESTEP_SPACINGS),
         ):
@@ -159,9 +178,9 @@ class DDPMScheduler:
             betas = make_betas(beta_schedule, num_train_timesteps, beta_start, beta_end)
         else:
             betas = torch.tensor(trained_betas, dtype=torch.float64)
-        # A schedule that already ends at zero SNR has 1 as its last beta, and rescaling keeps it.
+        # A schedule that already ends at zero SNR has a last beta of 1. Rescaling keeps it.
         inside = betas[:-1] if rescale_betas_zero_snr and betas[-1] == 1 else betas
-        # Of 1 - beta, so that a beta too small for float64 to tell from 0 counts as 0.
+        # The test is on 1 - beta: a beta so small that 1 - beta rounds to 1 counts as 0.
         if not ((1 - inside > 0) & (1 - inside < 1)).all():
             raise ValueError(
                 f"every beta must lie in (0, 1), but they span "
@@ -209,7 +228,7 @@ class DDPMScheduler:
         device: torch.device | str | None = None,
         timesteps: Sequence[int] | Tensor | None = None,
     ) -> None:
-        """Choose the timesteps that the reverse process visits: S of them, or a list of your own.
+        """Choose the timesteps that the reverse process visits: S of them, or a given list.
 
         The spacings, after Lin et al. 2023, table 2, for T = 1000 and S = 10:
 
@@ -217,16 +236,16 @@ class DDPMScheduler:
             linspace  S rounded points from 0 to T-1      999, 888, ..., 111, 0
             trailing  t = round(T - i T/S) - 1            999, 899, ..., 199, 99
 
-        Only linspace (S >= 2) and trailing start at T-1, the pure noise that sampling starts from.
-        Always exactly S timesteps, strictly descending, within [0, T).
+        Sampling starts from pure noise, which is T-1. Only linspace (S >= 2) and trailing start
+        there. There are always exactly S timesteps, strictly descending, within [0, T).
 
         Args:
             num_inference_steps: S, 1 <= S <= T.
-            device: where `self.timesteps` will live; the maths does not need it.
+            device: the device of `self.timesteps`. The maths does not need it.
             timesteps: instead of S, any strictly descending subset of 0 .. T-1.
 
         Raises:
-            ValueError: both or neither are given, S is out of range, the list is empty, not
+            ValueError: both or neither are given, S is out of range, or the list is empty, not
                 strictly descending or out of range.
         """
         T = self.num_train_timesteps
@@ -247,8 +266,8 @@ class DDPMScheduler:
         if not _is_int(S) or not 1 <= S <= T:
             raise ValueError(f"num_inference_steps must be an int in [1, {T}], not {S!r}")
         spacing = self.config["timestep_spacing"]
-        # Python's round, like numpy's, rounds halves to even; `stride` has the rounding error of
-        # np.arange(T, 0, -T/S): trailing has diffusers' timesteps also where a half hangs on it.
+        # Python's round, like numpy's, rounds halves to even. `stride` has the rounding error of
+        # np.arange(T, 0, -T/S), so "trailing" equals diffusers' even where a half depends on it.
         stride = T - (T - T / S)
         if spacing == "leading":
             ascending = [i * (T // S) for i in range(S)]
@@ -263,7 +282,7 @@ class DDPMScheduler:
         self._previous = dict(zip(timesteps, [*timesteps[1:], -1], strict=True))
 
     def previous_timestep(self, timestep: int | Tensor) -> int:
-        """The timestep that follows in `self.timesteps`; -1, the clean image, after the last.
+        """Return the next timestep in `self.timesteps`, or -1 (the clean image) after the last.
 
         Raises:
             ValueError: the timestep is not one of `self.timesteps`.
@@ -283,7 +302,7 @@ class DDPMScheduler:
     # --------------------------------------------------------------------------- forward process
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
-        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (DDPM eq. 4).
+        """Return x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps (DDPM eq. 4).
 
         Args:
             original_samples, noise: x_0 and eps, both (B, ...) and floats.
@@ -291,26 +310,26 @@ class DDPMScheduler:
                 CPU only: on an accelerator the check would have to wait for the device.
 
         Returns:
-            x_t, of x_0's shape, dtype and device.
+            x_t, with the shape, dtype and device of x_0.
 
         Raises:
-            ValueError: shapes that do not match, samples that are no floats, timesteps that are no
-                integers or out of range.
+            ValueError: shapes do not match, samples are not floats, or timesteps are not integers
+                or are out of range.
         """
         sqrt_abar, sqrt_one_minus_abar = self._forward(original_samples, noise, timesteps)
         noise = noise.to(original_samples.dtype)
         return sqrt_abar * original_samples + sqrt_one_minus_abar * noise
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
-        """v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0 (Salimans & Ho 2022, section 4).
+        """Return v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0 (Salimans & Ho 2022, section 4).
 
-        The arguments, the result and the errors are those of `add_noise`; `sample` is x_0.
+        Arguments, result and errors are those of `add_noise`. `sample` is x_0.
         """
         sqrt_abar, sqrt_one_minus_abar = self._forward(sample, noise, timesteps)
         return sqrt_abar * noise.to(sample.dtype) - sqrt_one_minus_abar * sample
 
     def _forward(self, x0: Tensor, noise: Tensor, timesteps: Tensor | int) -> tuple[Tensor, Tensor]:
-        """sqrt(abar_t) and sqrt(1 - abar_t), shaped to broadcast against (B, ...)."""
+        """Return sqrt(abar_t) and sqrt(1 - abar_t), shaped to broadcast against (B, ...)."""
         _check_same_shape("noise", noise, "the samples", x0)
         if not x0.is_floating_point():
             raise ValueError(f"the samples must be floats, scaled to [-1, 1], not {x0.dtype}")
@@ -334,7 +353,7 @@ class DDPMScheduler:
                 c.sqrt().to(x0.dtype).to(x0.device) for c in (abar, 1 - abar)
             )
         t = t.to(x0.device, torch.int64)  # a uint8 index would be a mask
-        if x0.ndim:  # nor a 0-d index: it makes a view, which stays bound to inference_mode
+        if x0.ndim:  # a 0-d index would make a view, which stays bound to inference_mode
             t = t.view(-1, *[1] * (x0.ndim - 1))
         return tuple(table[t] for table in self._forward_tables[key])
 
@@ -347,7 +366,7 @@ class DDPMScheduler:
         sample: Tensor,
         *,
         generator: torch.Generator | None = None,
-        variance_noise: Tensor | None = None,
+        variance_noise: Noise | None = None,
     ) -> SchedulerOutput:
         """Sample q(x_{t-k} | x_t, x_0) = N(mu~_t, beta~_t I) with the predicted x_0 (DDPM eq. 6-7).
 
@@ -355,15 +374,17 @@ class DDPMScheduler:
             model_output: the network's eps, v or x_0 (`prediction_type`) at x_t, (B, ...).
             timestep: t, an int or 0-d tensor among `self.timesteps`.
             sample: x_t, (B, ...).
-            generator: draws the step's noise. The last step has none: its result is x_0.
-            variance_noise: the noise itself, (B, ...), instead of a generator.
+            generator: draws the noise of the step. The last step adds none: its result is x_0.
+            variance_noise: the noise (B, ...) to use instead, or a function that returns it. The
+                function is called only if the step adds noise.
 
         Raises:
-            ValueError: a timestep not in use, shapes that do not match, generator and noise both.
+            ValueError: the timestep is not in use, shapes do not match, or both a generator and
+                noise are given.
         """
         self._check_step(model_output, sample, generator, variance_noise)
         abar_t, abar_prev = self._abar_pair(timestep)
-        # of the jump from x_{t-k} to x_t: the paper's alpha_t and beta_t when k = 1
+        # alpha and beta of the jump from x_{t-k} to x_t; for k = 1 they are alpha_t and beta_t
         alpha_t = abar_t / abar_prev
         beta_t = 1 - alpha_t
         x_t = _at_least_float32(sample)
@@ -375,12 +396,12 @@ class DDPMScheduler:
         return self._add_variance(mean, x0, beta_t, sample, generator, variance_noise)
 
     def _abar_pair(self, timestep: int | Tensor) -> tuple[float, float]:
-        """abar at this timestep and at the one that comes next, 1 for the clean image."""
+        """Return abar at this timestep and at the next one in use (1 for the clean image)."""
         prev = self.previous_timestep(timestep)
         return self._abar[int(timestep)], self._abar[prev] if prev >= 0 else 1.0
 
     def _pred_original_sample(self, model_output: Tensor, abar_t: float, x_t: Tensor) -> Tensor:
-        """x_0 from what the network predicts, clipped if clip_sample."""
+        """Return the predicted x_0, clipped if clip_sample."""
         if self.prediction_type == "epsilon":  # DDPM eq. 15
             x0 = (x_t * (1 / math.sqrt(abar_t))).sub_(
                 model_output, alpha=math.sqrt(1 - abar_t) / math.sqrt(abar_t)
@@ -396,16 +417,18 @@ class DDPMScheduler:
     @staticmethod
     def _check_step(model_output, sample, generator, variance_noise) -> None:
         _check_same_shape("model_output", model_output, "sample", sample)
-        if variance_noise is not None:
+        if isinstance(variance_noise, Tensor):
             _check_same_shape("variance_noise", variance_noise, "sample", sample)
-            if generator is not None:
-                raise ValueError("give one of generator and variance_noise, not both")
+        if variance_noise is not None and generator is not None:
+            raise ValueError("give one of generator and variance_noise, not both")
 
     @staticmethod
     def _add_variance(mean, x0, variance, sample, generator, variance_noise) -> SchedulerOutput:
-        """N(mean, variance I), in the sample's dtype; consumes `mean`."""
+        """Draw from N(mean, variance I), in the sample's dtype. Overwrites `mean`."""
         if variance > 0:
-            if variance_noise is None:
+            if callable(variance_noise):
+                variance_noise = variance_noise()
+            elif variance_noise is None:
                 device = sample.device if generator is None else generator.device
                 variance_noise = torch.randn(
                     sample.shape, generator=generator, dtype=mean.dtype, device=device
@@ -415,15 +438,15 @@ class DDPMScheduler:
 
 
 class DDIMScheduler(DDPMScheduler):
-    """DDIM (Song et al. 2021): the same training, a family of reverse processes, eta in [0, 1].
+    """DDIM (Song et al. 2021): the training of DDPM, with a reverse process for each eta in [0, 1].
 
-    eta = 0 is deterministic, eta = 1 is DDPM ("fixed_small") over the timesteps visited.
-    In between, the noise's variance is
+    eta = 0 is deterministic. eta = 1 is DDPM ("fixed_small") over the timesteps in use. The
+    variance of the noise is
 
-        eta_convention = "variance"   sigma_t^2 = eta beta~_t        this lab's convention
+        eta_convention = "variance"   sigma_t^2 = eta beta~_t        the convention of this lab
                          "std"        sigma_t   = eta sqrt(beta~_t)  DDIM eq. 16 and diffusers
 
-    which agree at 0 and 1; "variance" at eta is "std" at sqrt(eta).
+    The two agree at 0 and 1. "variance" at eta equals "std" at sqrt(eta).
 
     Args: those of `DDPMScheduler`, and eta_convention. `variance_type` is not used.
     """
@@ -451,17 +474,17 @@ class DDIMScheduler(DDPMScheduler):
         eta: float = 0.0,
         use_clipped_model_output: bool = True,
         generator: torch.Generator | None = None,
-        variance_noise: Tensor | None = None,
+        variance_noise: Noise | None = None,
     ) -> SchedulerOutput:
-        """x_{t-k} from the predicted x_0 and eps (DDIM eq. 12), with sigma_t of eta.
+        """Return x_{t-k} from the predicted x_0 and eps (DDIM eq. 12), with the noise of eta.
 
         Args: those of `DDPMScheduler.step`, and
             eta: in [0, 1].
-            use_clipped_model_output: re-derive eps from the clipped x_0, so that x_0 and eps still
-                make up x_t: eta = 1 is the DDPM posterior only then. diffusers' default is False.
+            use_clipped_model_output: derive eps from the clipped x_0, so that x_0 and eps still add
+                up to x_t. Only then is eta = 1 the DDPM posterior. diffusers' default is False.
 
         Raises:
-            ValueError: as `DDPMScheduler.step`, and eta outside [0, 1].
+            ValueError: as `DDPMScheduler.step`, and if eta lies outside [0, 1].
         """
         self._check_step(model_output, sample, generator, variance_noise)
         if not 0 <= eta <= 1:
@@ -476,7 +499,7 @@ class DDIMScheduler(DDPMScheduler):
         # DDIM eq. 12: x_{t-k} = sqrt(abar_{t-k}) x_0 + sqrt(1 - abar_{t-k} - sigma^2) eps + sigma z
         direction = math.sqrt(max(1 - abar_prev - variance, 0))
         if use_clipped_model_output:
-            # eps = (x_t - sqrt(abar_t) x_0) / sqrt(1 - abar_t), put in: a sum of x_0 and x_t
+            # with eps = (x_t - sqrt(abar_t) x_0) / sqrt(1 - abar_t) it is a sum of x_0 and x_t
             k = direction / math.sqrt(1 - abar_t)
             prev_sample = (math.sqrt(abar_prev) - k * math.sqrt(abar_t)) * x0
             prev_sample.add_(x_t, alpha=k)
@@ -486,13 +509,16 @@ class DDIMScheduler(DDPMScheduler):
         return self._add_variance(prev_sample, x0, variance, sample, generator, variance_noise)
 
     def _pred_epsilon(self, model_output: Tensor, abar_t: float, x_t: Tensor) -> Tensor:
-        """eps as the network has it, untouched by the clipping of x_0."""
+        """Return the network's eps, which the clipping of x_0 does not change."""
         model_output = model_output.to(x_t.dtype)  # half precision would round each product
         if self.prediction_type == "epsilon":
             return model_output
         if self.prediction_type == "v_prediction":  # eps = sqrt(abar) v + sqrt(1 - abar) x_t
             return math.sqrt(abar_t) * model_output + math.sqrt(1 - abar_t) * x_t
         return (x_t - math.sqrt(abar_t) * model_output) / math.sqrt(1 - abar_t)
+
+
+SAMPLERS = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}  # by the value of --sampler
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -1,22 +1,22 @@
 """A small time-conditioned UNet: eps, v or x_0 from (x_t, t).
 
     stem      pixel-unshuffle by `patch_size`, then a 3x3 convolution: 28x28x1 becomes 14x14xC
-    down      per level: `num_blocks` residual blocks, each output kept as a skip; then a strided
-              convolution to the next level, of half the size and channel_mults[i] * C channels
+    down      per level: `num_blocks` residual blocks, whose outputs are kept as skips; then a
+              strided convolution to the next level: half the size, channel_mults[i] * C channels
     middle    residual block, self-attention, residual block at the lowest size (7x7)
-    up        per level: nearest-neighbour upsampling, `num_blocks` residual blocks, each after the
-              concatenation of its skip
-    head      GroupNorm, SiLU, a zero-initialised 3x3 convolution, pixel-shuffle back
+    up        per level: nearest-neighbour upsampling, then `num_blocks` residual blocks; each one
+              first concatenates a skip
+    head      GroupNorm, SiLU, a zero-initialised 3x3 convolution, pixel-shuffle back to 28x28x1
 
-On a CPU the number of FLOPs is the price of an image, and most of a classic UNet's are spent at
-full resolution, where MNIST has little to say. The stem halves the size before the first block.
-Parameters and forward FLOPs (a multiply-add counts two) per 28x28x1 image:
+On a CPU an image costs as much time as its FLOPs. A classic UNet spends most of them at full
+resolution, where digits have little detail. So the stem halves the size before the first block.
+Parameters and FLOPs of a forward pass per 28x28x1 image (a multiply-add counts as two):
 
     channels      32      48      64      96      32 with patch_size 1, channel_mults (1, 2, 4)
     parameters  0.83M   1.87M   3.32M   7.45M   3.15M
     MFLOP          99     222     394     883     566
 
-This module knows nothing of noise schedules: t is only a number to embed.
+This module does not know the noise schedule: t is only a number to embed.
 """
 
 import math
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 
 def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0) -> Tensor:
-    """Sinusoids of t at dim/2 frequencies (Vaswani et al. 2017, section 3.5): (B,) -> (B, dim)."""
+    """Return sine and cosine of t at dim/2 frequencies, (B,) -> (B, dim) (Vaswani et al. 2017)."""
     half = dim // 2
     exponent = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
     angles = timesteps.float()[:, None] * torch.exp(-math.log(max_period) * exponent)
@@ -36,24 +36,24 @@ def timestep_embedding(timesteps: Tensor, dim: int, max_period: float = 10_000.0
 
 
 def zero_init(module: nn.Module) -> nn.Module:
-    """Start a residual branch (or the whole network) as the zero function."""
+    """Set all parameters to 0, so that a residual branch starts as the zero function."""
     for p in module.parameters():
         nn.init.zeros_(p)
     return module
 
 
 def parts(channels: int, width: int) -> int:
-    """How many equal parts of `width` channels, or of more where width does not divide them."""
+    """Return the number of groups: as many as give each at least `width` channels."""
     return math.gcd(channels, max(channels // width, 1))
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with groups of 8 channels, see `parts`."""
+    """Return a GroupNorm with groups of 8 channels, or more where 8 does not divide them."""
     return nn.GroupNorm(parts(channels, 8), channels)
 
 
 class ResBlock(nn.Module):
-    """GroupNorm-SiLU-conv twice; the time enters as scale and shift of the second GroupNorm."""
+    """GroupNorm, SiLU and convolution, twice. The time scales and shifts the second GroupNorm."""
 
     def __init__(self, in_channels: int, out_channels: int, embed_dim: int):
         super().__init__()
@@ -73,8 +73,7 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention over all positions of a feature map, with heads of 32 channels, see
-    `parts`."""
+    """Multi-head attention over all positions of a feature map, about 32 channels per head."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -93,20 +92,20 @@ class SelfAttention(nn.Module):
 
 
 class UNet(nn.Module):
-    """See the module's docstring. `config` holds the constructor's arguments, JSON-able.
+    """The network drawn in the module's docstring. `config` holds its arguments, JSON-able.
 
     Args:
-        in_channels: of the image, and of the prediction.
-        channels: C, the width at the first level; a multiple of 2.
+        in_channels: channels of the image and of the prediction.
+        channels: C, the width of the first level, an even number.
         channel_mults: the width of each level in units of C.
-        num_blocks: residual blocks a level on the way down, and as many on the way up.
-        patch_size: of the stem's pixel-unshuffle; 1 is the classic UNet at full resolution.
-        attention: self-attention between the two middle blocks.
-        num_classes: 0 for an unconditional model; otherwise labels 0 .. num_classes-1, and
-            num_classes itself as the null label for classifier-free guidance.
+        num_blocks: residual blocks per level on the way down, and as many on the way up.
+        patch_size: factor of the stem's pixel-unshuffle. 1 is the classic UNet at full resolution.
+        attention: whether there is self-attention between the two middle blocks.
+        num_classes: 0 for an unconditional model. Otherwise the labels are 0 .. num_classes-1, and
+            num_classes is the null label for classifier-free guidance.
 
     Raises:
-        ValueError: an argument that is not a positive integer (num_classes: not negative).
+        ValueError: an argument is not a positive integer (num_classes may be 0).
     """
 
     def __init__(
@@ -156,7 +155,7 @@ class UNet(nn.Module):
         self.middle2 = ResBlock(widths[-1], widths[-1], embed_dim)
 
         self.up = nn.ModuleList()
-        below = widths[-1]  # what comes up from the level below
+        below = widths[-1]  # channels that come from the level below
         for width in reversed(widths):
             inputs = [below + width] + [2 * width] * (num_blocks - 1)
             self.up.append(nn.ModuleList(ResBlock(n, width, embed_dim) for n in inputs))
@@ -166,18 +165,19 @@ class UNet(nn.Module):
         self.head = zero_init(nn.Conv2d(widths[0], in_channels * patch_size**2, 3, padding=1))
 
     def forward(self, x: Tensor, timesteps: Tensor | int, labels: Tensor | None = None) -> Tensor:
-        """Predict eps, v or x_0, whichever it was trained for.
+        """Predict eps, v or x_0, whichever the network was trained for.
 
         Args:
-            x: x_t, (B, in_channels, H, W), H and W multiples of patch_size.
-            timesteps: (B,), or a single one, shape () or (1,) or an int, for the whole batch.
-            labels: (B,) int64 classes; None is the null label. Only with num_classes.
+            x: x_t, (B, in_channels, H, W). H and W are multiples of patch_size.
+            timesteps: (B,), or one for the whole batch: an int, or a tensor of shape () or (1,).
+            labels: (B,) int64 classes. None is the null label. Only with num_classes > 0.
 
         Returns:
             (B, in_channels, H, W).
 
         Raises:
-            ValueError: a size that is no multiple of patch_size, labels for an unconditional model.
+            ValueError: H or W is not a multiple of patch_size, or an unconditional model is given
+                labels.
         """
         p = self.config["patch_size"]
         if x.shape[-2] % p or x.shape[-1] % p:

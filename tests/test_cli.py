@@ -1,14 +1,10 @@
-"""cli.py: what the scripts' arguments may be."""
+"""lab/cli.py: which arguments are accepted."""
 
 import argparse
-import platform
-import subprocess
-import sys
+
+from lab import cli
 
 import pytest
-
-import checkpoint
-import cli
 
 
 @pytest.mark.parametrize("text", ["x.png", "new/folder/x.png", "there.png"])
@@ -28,13 +24,6 @@ def test_output_file_refuses(tmp_path, monkeypatch, text):
         cli.output_file(".png")(text)
 
 
-def test_a_device_is_not_replaced_by_a_file(tmp_path):
-    (tmp_path / "device").symlink_to("/dev/full")
-    with pytest.raises(cli.UserError, match="not a regular file"):
-        checkpoint.write_atomically(tmp_path / "device", b"x")
-    assert (tmp_path / "device").is_symlink()
-
-
 @pytest.mark.parametrize(
     ("parse", "good", "bad"),
     [
@@ -48,24 +37,3 @@ def test_number(parse, good, bad):
     for text in bad:
         with pytest.raises(argparse.ArgumentTypeError):
             parse(text)
-
-
-PAGE_FAULTS = """
-import resource
-import torch
-import cli
-
-cli.pick_device("cpu")
-torch.ones(128 * 2**18)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(64 * 2**18)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other mallocs are left alone")
-def test_a_cpu_keeps_freed_memory():
-    """64 MiB of the 128 freed ones: given back, they would be 16,384 page faults again."""
-    command = [sys.executable, "-c", PAGE_FAULTS]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert int(printed.stdout) < 500

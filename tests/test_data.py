@@ -1,12 +1,12 @@
-"""data.py: the real files, their sums, and what is refused."""
+"""lab/data.py: the real files, their SHA-256, and what is refused."""
 
 import shutil
 
+from lab import data
+from lab.errors import UserError
+
 import pytest
 import torch
-
-import data
-from cli import UserError
 
 
 def test_mnist_is_mnist(data_dir):

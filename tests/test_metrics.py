@@ -4,22 +4,22 @@ The peers measure other features (Inception's); here they are given this network
 """
 
 import json
-from pathlib import Path
+
+from lab.classifier import WEIGHTS, LeNet, features
+from lab.errors import UserError
 
 import numpy as np
 import pytest
 import scipy.linalg
 import torch
+from helpers import ROOT, assert_refused
 from PIL import Image
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 import metrics
-from cli import UserError
-from data import load_dataset
 
-ROOT = Path(metrics.__file__).parent
 DATA = str(ROOT / "data")
 N = 500
 
@@ -46,17 +46,6 @@ def score(images):
 
 
 @pytest.fixture(scope="session")
-def train_split():
-    return load_dataset("mnist", "train", DATA)
-
-
-@pytest.fixture(scope="session")
-def real_images():
-    images, _ = load_dataset("mnist", "test", DATA)
-    return images[torch.randperm(len(images), generator=torch.Generator().manual_seed(1))]
-
-
-@pytest.fixture(scope="session")
 def noise():
     generator = torch.Generator().manual_seed(2)
     return torch.randint(0, 256, (N, 1, 28, 28), dtype=torch.uint8, generator=generator)
@@ -68,8 +57,8 @@ def real_score(real_images):
 
 
 @pytest.fixture(scope="session")
-def floor():
-    return metrics.floor(N, data_dir=DATA)
+def reference():
+    return metrics.reference(N, data_dir=DATA)
 
 
 # ----------------------------------------------------------------------------- the Fréchet distance
@@ -225,10 +214,10 @@ def test_nearest_is_that_of_all_pairs(real_images, train_split):
 class InFloat64(nn.Module):
     """The network's features as torchmetrics wants them of a `feature` module."""
 
-    num_features = metrics.LeNet.num_features
+    num_features = LeNet.num_features
 
     def forward(self, images):
-        return metrics.features(images)[0].double()
+        return features(images)[0].double()
 
 
 @pytest.fixture(scope="session")
@@ -243,7 +232,7 @@ def test_frechet_agrees_with_torchmetrics(two_sets):
     for images, real in zip(two_sets, (True, False), strict=True):
         for chunk in images.split(300):
             peer.update(chunk, real=real)
-    a, b = (metrics.features(images)[0] for images in two_sets)
+    a, b = (features(images)[0] for images in two_sets)
     ours = metrics.frechet_distance(a, b)
     assert ours > 10
     # torchmetrics returns float32
@@ -255,32 +244,15 @@ def test_kid_agrees_with_torchmetrics(two_sets):
     peer = KernelInceptionDistance(feature=InFloat64(), subsets=1, subset_size=2 * N)
     for images, real in zip(two_sets, (True, False), strict=True):
         peer.update(images, real=real)
-    a, b = (metrics.features(images)[0] for images in two_sets)
+    a, b = (features(images)[0] for images in two_sets)
     assert metrics.kid(b, a)[0] == pytest.approx(peer.compute()[0].item(), rel=1e-5)
 
 
-def test_the_shipped_weights_are_small_accurate_and_say_so():
-    assert metrics.WEIGHTS.stat().st_size <= 2**20
-    right = metrics.accuracy(metrics.load_classifier(), DATA)
-    assert right >= 0.992
-    stated = torch.load(metrics.WEIGHTS, weights_only=True)["test_accuracy"]
-    assert right == pytest.approx(stated, abs=2e-4)  # another machine may round two images over
-
-
-def test_features_and_probabilities_are_of_the_documented_form(real_images):
-    feats, probs = metrics.features(real_images[:1200])
-    assert feats.shape == (1200, 84) and probs.shape == (1200, 10)
-    assert feats.dtype == probs.dtype == torch.float32
-    assert feats.min() >= 0 and probs.min() >= 0 and probs.sum(1).max() <= 1 + 1e-6
-    one_by_one = torch.cat([metrics.features(image[None])[0] for image in real_images[:5]])
-    torch.testing.assert_close(feats[:5], one_by_one, rtol=1e-4, atol=1e-4)
-
-
-def test_real_test_images_score_as_real(real_score, floor):
-    assert set(real_score) == set(floor)
-    assert real_score["n"] == floor["n"] == real_score["n_manifold"] == N
+def test_real_test_images_score_as_real(real_score, reference):
+    assert set(real_score) == set(reference)
+    assert real_score["n"] == reference["n"] == real_score["n_manifold"] == N
     assert real_score["n_test"] == 10_000
-    for s in (real_score, floor):
+    for s in (real_score, reference):
         assert 0 < s["frechet"] < 15
         assert abs(s["kid"]) < 4 * s["kid_se"]
         assert s["precision"] > 0.8 and s["recall"] > 0.8
@@ -291,18 +263,18 @@ def test_real_test_images_score_as_real(real_score, floor):
         assert sum(s["labels"]) == N
 
 
-def test_noise_scores_as_nothing_like_digits(noise, floor):
+def test_noise_scores_as_nothing_like_digits(noise, reference):
     s = score(noise)
-    assert s["frechet"] > 100 * floor["frechet"]
+    assert s["frechet"] > 100 * reference["frechet"]
     assert s["kid"] > 50 * s["kid_se"]
     assert s["precision"] < 0.01 and s["recall"] < 0.01
     assert s["confidence"] < 0.1
     assert s["novelty"] > 1.5 and s["copies"] == 0
 
 
-def test_one_image_repeated_has_no_diversity(real_images, floor):
+def test_one_image_repeated_has_no_diversity(real_images, reference):
     s = score(real_images[:1].repeat(N, 1, 1, 1))
-    assert s["frechet"] > 50 * floor["frechet"] and s["frechet_se"] < 1e-6
+    assert s["frechet"] > 50 * reference["frechet"] and s["frechet_se"] < 1e-6
     assert s["kid"] > 10
     assert s["precision"] in (0, 1) and s["recall"] < 0.01
     assert sorted(s["labels"]) == [0] * 9 + [N]
@@ -310,13 +282,13 @@ def test_one_image_repeated_has_no_diversity(real_images, floor):
     assert all(np.isfinite(value) for key, value in s.items() if key != "labels")
 
 
-def test_training_images_without_a_digit_are_copies_and_lack_it(train_split, floor):
+def test_training_images_without_a_digit_are_copies_and_lack_it(train_split, reference):
     images, labels = train_split
     s = score(images[labels != 7][:N])
-    assert s["frechet"] > 3 * floor["frechet"]
+    assert s["frechet"] > 3 * reference["frechet"]
     assert s["kid"] > 2 * s["kid_se"]
     assert s["precision"] > 0.8
-    assert s["recall"] < floor["recall"] - 0.03
+    assert s["recall"] < reference["recall"] - 0.03
     assert s["labels"][7] <= 3 and min(s["labels"][:7] + s["labels"][8:]) > 20
     shares = np.array([count for count in s["labels"] if count]) / N
     assert s["label_entropy"] == pytest.approx(-(shares * np.log2(shares)).sum())
@@ -326,7 +298,7 @@ def test_training_images_without_a_digit_are_copies_and_lack_it(train_split, flo
 
 def test_novelty_is_per_digit(real_images):
     """1s are near one another everywhere: real ones must not look copied."""
-    ones = real_images[metrics.features(real_images)[1].argmax(1) == 1][:200]
+    ones = real_images[features(real_images)[1].argmax(1) == 1][:200]
     s = score(ones)
     assert s["nearest"] < 3.2
     assert s["novelty"] == pytest.approx(1, abs=0.1)
@@ -359,20 +331,20 @@ def test_a_score_does_not_depend_on_shape_container_or_run(real_images, real_sco
 def test_the_standard_error_of_the_frechet_distance_is_the_spread_over_draws(two_sets):
     """Far from 0, where the spread is not the bias: N-point draws against the test split."""
     _, worse = two_sets
-    feats, probs = metrics.features(worse)
+    feats, probs = features(worse)
     rows = [
-        metrics._fidelity(feats[index], probs[index], metrics.WEIGHTS, DATA)
+        metrics._fidelity(feats[index], probs[index], WEIGHTS, DATA)
         for index in torch.randperm(len(feats), generator=torch.Generator().manual_seed(0)).chunk(8)
     ]
     spread, error = np.std([r["frechet"] for r in rows]), np.mean([r["frechet_se"] for r in rows])
     assert spread / 2 < error < 3 * spread
 
 
-def test_the_floor_stops_at_the_pool_of_real_images(monkeypatch, train_split):
+def test_the_reference_stops_at_the_pool_of_real_images(monkeypatch, train_split):
     whole = metrics._images
     few = train_split[0][:300]
     monkeypatch.setattr(metrics, "_images", lambda s, d: few if s == "train" else whole(s, d))
-    assert metrics.floor(5000, data_dir=DATA)["n"] == 300
+    assert metrics.reference(5000, data_dir=DATA)["n"] == 300
 
 
 # --------------------------------------------------------------------------------- the command line
@@ -382,7 +354,7 @@ def score_files(*args):
     metrics.main([*map(str, args), "--data", DATA])
 
 
-def test_the_table_the_json_and_the_picture(tmp_path, capsys, real_images, real_score, floor):
+def test_the_table_the_json_and_the_picture(tmp_path, capsys, real_images, real_score, reference):
     np.save(tmp_path / "samples.npy", real_images[:N, 0].numpy())
     score_files(
         tmp_path / "samples.npy", "--json", tmp_path / "s.json", "--pairs", tmp_path / "p.png"
@@ -390,10 +362,10 @@ def test_the_table_the_json_and_the_picture(tmp_path, capsys, real_images, real_
     out = capsys.readouterr().out
     report = json.loads((tmp_path / "s.json").read_text())
     assert report["scores"][str(tmp_path / "samples.npy")] == real_score
-    assert report["floors"] == {str(N): floor}
+    assert report["references"] == {str(N): reference}
     assert "Fréchet distance (LeNet features)" in out and "FID" not in out
     assert f"{real_score['frechet']:.2f} ± {real_score['frechet_se']:.2f}" in out
-    assert f"floor, n {N}" in out
+    assert f"real, n {N}" in out
     with Image.open(tmp_path / "p.png") as picture:
         assert picture.format == "PNG" and picture.width > 28 * 16
         assert np.asarray(picture).std() > 0
@@ -417,7 +389,7 @@ ZEROS = np.zeros((200, 28, 28), np.uint8)
     [
         (ZEROS[:0], "0 images"),
         (np.zeros(0, np.uint8), r"shape \(0,\)"),
-        (ZEROS[:99], "99 images, where at least 100"),
+        (ZEROS[:99], "99 images; at least 100"),
         (ZEROS.astype(np.float32), "float32 pixels"),
         (ZEROS.astype(np.int64), "int64 pixels"),
         (ZEROS[:, :27], r"shape \(200, 27, 28\)"),
@@ -473,51 +445,8 @@ def test_other_files_are_refused(tmp_path):
         assert "\n" not in str(refusal.value)
 
 
-def test_a_refusal_is_one_line_and_exit_code_2(tmp_path, run, refused):
+def test_a_refusal_is_one_line_and_exit_code_2(tmp_path, run_here):
     np.save(tmp_path / "float.npy", ZEROS.astype(np.float32))
-    refused(run("metrics.py", "float.npy"), "float.npy", "uint8")
-    refused(run("metrics.py", "--json", "scores.json"), "--json")
-    refused(run("metrics.py", "--weights", "/dev/null/x.pt"), "--weights", "/dev/null")
-
-
-# ----------------------------------------------------------------------------------------- training
-
-
-@pytest.fixture
-def few_images(monkeypatch, train_split):
-    few = train_split[0][:640], train_split[1][:640]
-    monkeypatch.setattr(metrics, "load_dataset", lambda *_: few)
-
-
-def test_training_writes_what_loads_and_repeats_itself(tmp_path, few_images, monkeypatch):
-    monkeypatch.setattr(metrics, "MIN_ACCURACY", 0)
-    states = []
-    for name, seed in (("a.pt", 0), ("b.pt", 0), ("c.pt", 1)):
-        right = metrics.train(tmp_path / name, epochs=2, seed=seed)
-        saved = torch.load(tmp_path / name, weights_only=True)
-        assert saved["test_accuracy"] == right and saved["seed"] == seed
-        states.append(metrics.load_classifier(tmp_path / name).state_dict())
-    a, b, c = (torch.cat([t.flatten() for t in state.values()]) for state in states)
-    assert torch.equal(a, b) and not torch.equal(a, c)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "b.pt", "c.pt"]
-
-
-def test_a_poor_classifier_is_not_written(tmp_path, few_images):
-    weights = tmp_path / "weights.pt"
-    weights.write_text("precious")
-    with pytest.raises(UserError, match=r"below 99\.2%"):
-        metrics.train(weights, epochs=1)
-    assert weights.read_text() == "precious" and len(list(tmp_path.iterdir())) == 1
-
-
-def test_the_training_images_stay_in_range_and_non_digits_are_seen_as_such(train_split):
-    torch.manual_seed(0)
-    digits = metrics.jitter(train_split[0][:301])
-    assert digits.shape == (301, 1, 28, 28) and digits.min() >= 0 and digits.max() <= 255.001
-    others = metrics.non_digits(digits)
-    assert others.shape == (300, 1, 28, 28) and others.min() >= 0 and others.max() <= 255.001
-    blocks, whole = others[200:].flatten(1), digits[200:300].flatten(1)
-    torch.testing.assert_close(blocks.sort(1).values, whole.sort(1).values)  # the same pixels
-    assert (blocks != whole).any(1).all()
-    read = metrics.features(others.round().to(torch.uint8))[1]
-    assert (read.max(1).values < 0.5).double().mean() > 0.9
+    assert_refused(run_here("metrics.py", "float.npy"), "float.npy", "uint8")
+    assert_refused(run_here("metrics.py", "--json", "scores.json"), "--json")
+    assert_refused(run_here("metrics.py", "--weights", "/dev/null/x.pt"), "--weights", "/dev/null")

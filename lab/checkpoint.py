@@ -1,0 +1,108 @@
+"""Files of tensors: model checkpoints and training states.
+
+A model checkpoint is a dictionary of plain values and tensors:
+
+    format       FORMAT
+    unet         the arguments of unet.UNet
+    scheduler    the arguments of scheduler.DDPMScheduler, among them the prediction type
+    image_shape  (C, H, W)
+    weights      the EMA weights: the UNet's state dict, float32
+    training     how it was made: the arguments of train.py, step, images, elapsed (seconds)
+
+A training state is another such dictionary, with a format of its own (see lab/runs.py).
+"""
+
+import io
+from pathlib import Path
+
+from lab.errors import UserError, first_line
+from lab.files import write_atomically
+
+import torch
+
+from scheduler import DDPMScheduler
+from unet import UNet
+
+FORMAT = "ddpm-ddim-lab checkpoint 1"
+
+
+def save(path: str | Path, contents: dict) -> None:
+    """Write a dictionary with `torch.save`, atomically.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    write_atomically(path, buffer.getbuffer())
+
+
+def load(path: str | Path, *keys: str, wanted: str = FORMAT) -> dict:
+    """Read a file that `save` wrote, onto the CPU, without running any code in it.
+
+    Args:
+        keys: what the dictionary must contain.
+        wanted: its "format".
+
+    Raises:
+        UserError: the file is missing, unreadable, truncated, or not of this format.
+    """
+    try:
+        contents = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+    except Exception as error:  # hostile bytes can raise any exception in the unpickler
+        raise UserError(
+            f"{path} is damaged or not a checkpoint ({type(error).__name__}); nothing in it was run"
+        ) from None
+    if not isinstance(contents, dict) or contents.get("format") != wanted:
+        found = contents.get("format") if isinstance(contents, dict) else None
+        raise UserError(f"{path} has the format {found!r}, but {wanted!r} is needed")
+    missing = [key for key in keys if key not in contents]
+    if missing:
+        raise UserError(f"{path} is not the right kind of file: it has no {', '.join(missing)}")
+    return contents
+
+
+def save_model(
+    path: str | Path, unet: UNet, scheduler: DDPMScheduler, image_shape: tuple, training: dict
+) -> None:
+    """Write a model checkpoint.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    weights = {name: w.detach().cpu().contiguous() for name, w in unet.state_dict().items()}
+    contents = {
+        "format": FORMAT,
+        "unet": unet.config,
+        "scheduler": scheduler.config,
+        "image_shape": tuple(image_shape),
+        "weights": weights,
+        "training": training,
+    }
+    save(path, contents)
+
+
+def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[UNet, dict]:
+    """Return the UNet of a model checkpoint, in eval mode on `device`, and the whole dictionary.
+
+    Raises:
+        UserError: as `load`, and if the weights do not fit the network or are not finite.
+    """
+    contents = load(path, "unet", "scheduler", "image_shape", "weights")
+    try:
+        # On the meta device a hostile configuration cannot allocate memory.
+        with torch.device("meta"):
+            unet = UNet(**contents["unet"])
+        unet.load_state_dict(contents["weights"], assign=True)
+        DDPMScheduler(**contents["scheduler"])
+        channels, height, width = contents["image_shape"]
+        if channels != unet.config["in_channels"] or not 0 < height * width <= 2**20:
+            raise ValueError(f"image_shape {contents['image_shape']}")
+        if not all(w.isfinite().all() for w in contents["weights"].values()):
+            raise ValueError("weights that are not finite")
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} does not hold a usable model: {first_line(error)}") from None
+    unet = unet.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    return unet, contents

@@ -1,0 +1,24 @@
+"""What several test files use."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TINY = ("--channels", "8", "--batch-size", "16", "--timesteps", "100", "--log-every", "5")
+
+
+def command(script: str, *args: object, processes: int = 1) -> list[str]:
+    """Return the command line of a script, under torchrun if there are several processes."""
+    torchrun = ("-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone")
+    launcher = (*torchrun, "--") if processes > 1 else ()
+    return [sys.executable, *launcher, str(ROOT / script), *map(str, args)]
+
+
+def assert_refused(done: subprocess.CompletedProcess, *words: str) -> None:
+    """Assert that a finished process gave one line with these words, and exit code 2."""
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert done.returncode == 2, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert all(word in lines[0] for word in words), lines[0]

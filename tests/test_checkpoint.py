@@ -1,0 +1,91 @@
+"""lab/checkpoint.py: files that must be refused, and the shipped ones."""
+
+import io
+import pickle
+import zipfile
+
+from lab import checkpoint
+from lab.errors import UserError
+
+import numpy as np
+import pytest
+import torch
+from helpers import ROOT, assert_refused
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def hostile(tmp_path, good):
+    """Return file contents by kind, each of which must be refused."""
+    target = tmp_path / "boom"
+    whole = good.read_bytes()
+    contents = torch.load(good, weights_only=True)
+
+    def saved(thing):
+        buffer = io.BytesIO()
+        torch.save(thing, buffer)
+        return buffer.getvalue()
+
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Bomb(target)))
+        archive.writestr("archive/version", "3\n")
+    flipped = bytearray(whole)
+    flipped[40:4000] = bytes(3960)
+    nan = {k: torch.full_like(v, float("nan")) for k, v in contents["weights"].items()}
+    return target, {
+        "empty": b"",
+        "truncated": whole[: len(whole) // 2],
+        "random bytes": np.random.default_rng(0).bytes(5000),
+        "overwritten": bytes(flipped),
+        "pickle bomb": pickle.dumps(Bomb(target)),
+        "zipped bomb": zipped.getvalue(),
+        "saved bomb": saved(Bomb(target)),
+        "not a dictionary": saved([1, 2]),
+        "another format": saved({"weights": {}}),
+        "no weights": saved({k: v for k, v in contents.items() if k != "weights"}),
+        "weights that do not fit": saved(contents | {"unet": contents["unet"] | {"channels": 64}}),
+        "a huge network": saved(contents | {"unet": contents["unet"] | {"channels": 10**6}}),
+        "NaN weights": saved(contents | {"weights": nan}),
+        "no such schedule": saved(contents | {"scheduler": {"beta_schedule": "odd"}}),
+        "no image": saved(contents | {"image_shape": (1, 0, 0)}),
+    }
+
+
+def test_hostile_checkpoints_are_refused_without_running_them(tiny_checkpoint, tmp_path):
+    target, kinds = hostile(tmp_path, tiny_checkpoint)
+    path = tmp_path / "hostile.pt"
+    for kind, content in kinds.items():
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"hostile\.pt") as caught:
+            checkpoint.load_model(path)
+        assert "\n" not in str(caught.value), kind
+    assert not target.exists()
+    pickle.loads(kinds["pickle bomb"]).close()  # the bomb does go off where it is let
+    assert target.exists()
+
+
+@pytest.mark.parametrize("kind", ["truncated", "random bytes", "saved bomb"])
+def test_the_script_refuses_them_in_one_line(run_here, tiny_checkpoint, tmp_path, kind):
+    _, kinds = hostile(tmp_path, tiny_checkpoint)
+    (tmp_path / "bad.pt").write_bytes(kinds[kind])
+    assert_refused(run_here("infer.py", "--ckpt", "bad.pt"), "bad.pt")
+
+
+def test_the_shipped_checkpoints_load():
+    for name, prediction_type in (("v", "v_prediction"), ("eps", "epsilon")):
+        path = ROOT / "checkpoints" / f"mnist-{name}.pt"
+        _, contents = checkpoint.load_model(path)
+        assert contents["scheduler"]["prediction_type"] == prediction_type
+        assert path.stat().st_size <= 6e6
+
+
+def test_the_checkpoint_says_what_the_network_predicts(tiny_checkpoint):
+    _, contents = checkpoint.load_model(tiny_checkpoint)
+    assert contents["scheduler"]["prediction_type"] == "v_prediction"

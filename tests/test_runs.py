@@ -1,0 +1,187 @@
+"""lab/runs.py: one step of a run, and what it keeps between two steps."""
+
+import math
+from dataclasses import replace
+
+from lab import checkpoint
+from lab.data import to_unit_range
+from lab.distributed import Process
+from lab.errors import UserError
+from lab.optim import ema_decay
+from lab.recipe import Recipe
+from lab.runs import Meter, Run, RunFiles, read_state
+
+import pytest
+import torch
+
+from diffusion import training_loss
+
+TINY = Recipe(batch_size=4, channels=8, timesteps=100, steps=20, seed=3)
+
+
+def images(n: int = 10) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, 1, 28, 28), dtype=torch.uint8, generator=generator)
+
+
+def step(run: Run) -> torch.Tensor:
+    x0 = to_unit_range(run.next_images())
+    loss = training_loss(run.model, run.scheduler, x0, run.cdf, run.loss_weights, run.generator)
+    run.update(loss)
+    return loss.detach()
+
+
+def test_it_overfits_one_batch():
+    """With the same data, noise and timesteps in every step, the loss falls to nearly nothing."""
+    run = Run(replace(TINY, channels=16, batch_size=8, steps=60, lr=3e-3, warmup=1), images(8))
+    x0, losses = torch.rand(8, 1, 28, 28).mul(2).sub(1), []
+    weights = torch.ones(100)
+    for _ in range(60):
+        run.generator.manual_seed(0)
+        loss = training_loss(run.model, run.scheduler, x0, run.cdf, weights, run.generator)
+        run.update(loss)
+        losses.append(loss.item())
+    # It starts at E[v^2], which lies between E[x_0^2] = 1/3 and E[eps^2] = 1.
+    assert 0.3 < losses[0] < 1.1
+    assert losses[-1] < 0.15 * losses[0]
+
+
+def test_an_epoch_shows_every_image_once():
+    run = Run(replace(TINY, batch_size=5), images(20))
+    epochs = []
+    for _ in range(2):
+        seen = []
+        for _ in range(4):
+            seen += run.next_images().flatten(1).sum(1).tolist()
+            run.step += 1
+        assert run.epoch_ends
+        epochs.append(seen)
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(images(20).flatten(1).sum(1).tolist())
+    assert epochs[0] != epochs[1]
+
+
+def test_update_clips_the_gradient_and_scales_the_learning_rate():
+    """The moment buffers after the first step hold the gradient that the optimizers received."""
+    run = Run(replace(TINY, clip=0.5, warmup=4, lr=3e-3, muon_lr=0.02), images())
+    loss = 1e3 * (run.model(torch.randn(4, 1, 28, 28), 50) - 1).square().mean()
+    norm = run.update(loss)
+    adamw, muon = (
+        [o.state[p] for g in o.param_groups for p in g["params"]] for o in run.optimizers
+    )
+    received = [s["exp_avg"] / (1 - 0.9) for s in adamw]
+    received += [s["momentum_buffer"] / (1 - 0.95) for s in muon]
+    assert norm > 10
+    assert sum(g.square().sum() for g in received).sqrt().item() == pytest.approx(0.5, rel=1e-4)
+    rates = [o.param_groups[0]["lr"] for o in run.optimizers]
+    assert rates == pytest.approx([3e-3 / 4, 0.02 / 4])  # the first of four steps of warm-up
+    assert all(p.grad is None for p in run.model.parameters())
+    assert run.step == 1
+
+
+def test_the_moving_average_is_the_recursion_over_the_weights():
+    run = Run(TINY, images())
+    expected = {name: w.clone() for name, w in run.ema.state_dict().items()}
+    for i in range(5):
+        step(run)
+        decay = ema_decay(i, TINY.ema)
+        for name, weight in run.model.state_dict().items():
+            expected[name] = decay * expected[name] + (1 - decay) * weight
+    for name, weight in run.ema.state_dict().items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pred", ["v", "eps", "x0"])
+def test_a_loaded_run_takes_the_same_steps(tmp_path, pred):
+    whole = Run(replace(TINY, pred=pred), images())
+    first = Run(whole.recipe, images())
+    for _ in range(3):
+        step(whole)
+        step(first)
+    files = RunFiles(tmp_path / "x.pt")
+    first.log.append({"step": 3})
+    first.save(files, {"samples": "here"})
+    state = read_state(files.state)
+    assert state["options"] == {"samples": "here"} and state["recipe"]["pred"] == pred
+    second = Run(Recipe(**state["recipe"]), images())
+    assert second.load(state) is None
+    assert second.step == 3 and second.log == [{"step": 3}]
+    for _ in range(4):  # into the next epoch
+        assert torch.equal(step(whole), step(second))
+    for a, b in zip(whole.ema.parameters(), second.ema.parameters(), strict=True):
+        assert torch.equal(a, b)
+    _, contents = checkpoint.load_model(files.checkpoint)
+    assert contents["training"]["images"] == 12 and contents["training"]["args"]["seed"] == 3
+
+
+def test_a_state_from_another_type_of_device_gets_a_new_seed(tmp_path):
+    """The state of a CUDA generator has 16 bytes."""
+    run, files = Run(TINY, images()), RunFiles(tmp_path / "x.pt")
+    run.save(files, {})
+    state = read_state(files.state) | {"generator": torch.zeros(16, dtype=torch.uint8), "step": 7}
+    assert "another type of device" in run.load(state)
+    assert run.generator.initial_seed() == TINY.seed + 7
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": {}}, "does not fit"),
+        ({"optimizers": []}, "does not fit"),
+        ({"step": None}, "does not fit"),
+        ({"generator": 5}, "does not fit"),
+    ],
+)
+def test_states_that_do_not_fit_are_refused_in_one_line(tmp_path, change, words):
+    run, files = Run(TINY, images()), RunFiles(tmp_path / "x.pt")
+    run.save(files, {})
+    with pytest.raises(UserError, match=words) as caught:
+        run.load(read_state(files.state) | change)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_of_an_earlier_version_is_refused(tmp_path):
+    old = {"format": checkpoint.FORMAT, "args": {}, "step": 1, "model": {}}
+    checkpoint.save(tmp_path / "x.state.pt", old)
+    with pytest.raises(UserError, match="format.*is needed"):
+        read_state(tmp_path / "x.state.pt")
+
+
+def test_a_recipe_that_contradicts_itself_is_refused():
+    for change, words in (
+        ({"batch_size": 11}, "--batch-size 11 is more than the 10 images"),
+        ({"pred": "eps", "zero_snr": True}, "epsilon"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Run(replace(TINY, **change), images())
+
+
+def test_the_length_of_a_run():
+    assert Run(replace(TINY, steps=None, epochs=3), images()).total_steps == 3 * 2
+    run = Run(replace(TINY, steps=None, minutes=1.0), images())
+    run.step, run.elapsed = 10, 20.0
+    run.fit_to_the_clock()  # 40 of 60 seconds are left, at 2 seconds per step
+    assert run.total_steps == 30
+    run.elapsed = 70.0
+    run.fit_to_the_clock()
+    assert run.finished
+
+
+def test_what_is_not_finite_is_reported_with_its_step():
+    run = Run(TINY, images())
+    run.step = 13
+    fine, bad = [1.0, 1.0, 1.0], [1.0, math.nan, 1.0]
+    assert run.what_is_not_finite(fine, fine) is None
+    for losses, norms in ((bad, fine), (fine, bad)):
+        problem = run.what_is_not_finite(losses, norms)
+        assert "nan" in problem and "step 12" in problem
+    run.model.head.bias.data[0] = math.inf
+    assert "weights" in run.what_is_not_finite(fine, fine)
+
+
+def test_the_meter_returns_what_was_added_and_starts_again():
+    meter = Meter()
+    for i in range(3):
+        meter.add(torch.tensor(float(i), requires_grad=True), torch.tensor(10.0 + i))
+    assert len(meter) == 3
+    assert meter.read(Process(torch.device("cpu"))) == ([0, 1, 2], [10, 11, 12])
+    assert len(meter) == 0
