@@ -1,0 +1,113 @@
+"""What every experiment is given: the settings of the study, its models, and its cells."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+from lab.distributed import Process
+
+from torch import Tensor
+
+import metrics
+from experiments.estimates import Results, short_names
+from experiments.grid import Cell, Subject, make_cells, read_images, run_cells
+from experiments.trainings import ETAS, STEPS, Training, make_trainings, run_trainings
+
+HEADLINE = (10, 20, 50)  # the step counts whose cells are repeated with every seed
+LONG = 250  # cells of more steps than this have n_long images
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a study, of which most are options of study.py."""
+
+    steps: tuple[int, ...]
+    etas: tuple[float, ...]
+    n: int  # images per cell
+    n_long: int  # images per cell of more than LONG steps
+    seeds: int
+    train_images: int  # the length of the study's own trainings; 0: none
+    batch_size: int
+    data_dir: str
+    out: Path
+
+    def images(self, steps: int) -> int:
+        """Return the number of images per cell of this many steps."""
+        return self.n_long if steps > LONG else self.n
+
+    def repetitions(self, steps: int) -> int:
+        """Return the number of seeds at this many steps."""
+        return self.seeds if steps in HEADLINE else 1
+
+
+@dataclass
+class Study:
+    """A study in the making.
+
+    Every process of a torchrun has one. All of them must call `grid` and `trained`, which share
+    the work. The results are on the first process; on the others they are empty.
+    """
+
+    settings: Settings
+    process: Process
+    subjects: list[Subject]
+    command: str  # the command line that started it
+    rows: dict[Cell, dict] = field(default_factory=dict)  # of the cells that were asked for
+
+    @property
+    def out(self) -> Path:
+        return self.settings.out
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        """The smallest and the largest eta."""
+        return self.settings.etas[0], self.settings.etas[-1]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """A short name for each subject's label."""
+        return short_names({subject.label: subject.symbol for subject in self.subjects})
+
+    @property
+    def trainings(self) -> list[Training]:
+        s = self.settings
+        return make_trainings(s.train_images, s.seeds) if s.train_images else []
+
+    @property
+    def grid_cells(self) -> list[Cell]:
+        s = self.settings
+        return make_cells(self.subjects, s.steps, s.etas, s.images, s.repetitions)
+
+    def grid(self) -> Results:
+        """Return the results of the grid {checkpoint} x {steps} x {eta}."""
+        return self.measure(self.grid_cells, self.subjects)
+
+    def trained(self, trainings: Sequence[Training]) -> Results:
+        """Return the results of some of the study's own trainings."""
+        s = self.settings
+        folder = self.out / "trainings"
+        subjects = run_trainings(trainings, self.process, folder, s.data_dir)
+        return self.measure(make_cells(subjects, STEPS, ETAS, lambda _: s.n), subjects)
+
+    def measure(self, cells: Sequence[Cell], subjects: Sequence[Subject]) -> Results:
+        """Return the results of cells; those that are not kept yet are sampled and scored."""
+        s, folder = self.settings, self.out / "cells"
+        rows = run_cells(cells, subjects, self.process, folder, s.batch_size, s.data_dir)
+        self.rows.update(zip(cells, rows, strict=False))
+        return Results(rows)
+
+    def images(self, label: str, steps: int, eta: float) -> Tensor:
+        """Return the images of a cell of the grid, with seed 0: (n, 1, 28, 28) uint8."""
+        wanted = (label, steps, eta, 0)
+        cell = next(c for c in self.grid_cells if (c.model, c.steps, c.eta, c.seed) == wanted)
+        return read_images(self.out / "cells", cell)
+
+    def reference(self, n: int) -> dict:
+        """Return the scores of n real training images."""
+        return _reference(n, self.settings.data_dir)
+
+
+@cache
+def _reference(n: int, data_dir: str) -> dict:
+    return metrics.reference(n, data_dir=data_dir)

@@ -1,0 +1,49 @@
+"""What several figures share: the colour of each eta, and panels of images."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lab.pictures import make_grid, new_figure, save_figure
+
+from torch import Tensor
+
+
+def eta_colours(etas: Sequence[float]) -> dict[float, tuple]:
+    """Return a colour for each eta, from dark (0) to bright (1)."""
+    import matplotlib
+
+    return {eta: matplotlib.colormaps["plasma"](0.85 * eta) for eta in etas}
+
+
+def draw_panels(
+    panels: Mapping[tuple[str, str], Tensor],
+    columns: int,
+    width: float,
+    height: float,
+    path: Path,
+    ticks: Sequence[object] = (),
+    xlabel: str = "",
+) -> None:
+    """Draw a matrix of panels of images.
+
+    Args:
+        panels: (N, 1, 28, 28) uint8 images by (row, column): the titles of the panel.
+        columns: images per row of a panel.
+        width, height: of a panel, in inches.
+        ticks: a label for each column of images.
+    """
+    rows, titles = (list(dict.fromkeys(key[i] for key in panels)) for i in (0, 1))
+    size = 0.6 + width * len(titles), 0.5 + height * len(rows)
+    figure, axes = new_figure(len(rows), len(titles), *size)
+    for (row, title), images in panels.items():
+        i, j = rows.index(row), titles.index(title)
+        ax = axes[i, j]
+        ax.imshow(make_grid(images, columns)[0], cmap="gray", vmin=0, vmax=255)
+        ax.set_xticks([16 + 30 * k for k in range(len(ticks))], ticks, fontsize=7)
+        ax.set_yticks([])
+        ax.set_ylabel(row if j == 0 else "")
+        ax.set_title(title if i == 0 else "", fontsize=9)
+        ax.tick_params(length=0)
+    if xlabel:
+        figure.supxlabel(xlabel, fontsize=9)
+    save_figure(figure, path)

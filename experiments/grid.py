@@ -1,0 +1,282 @@
+"""Cells of a grid: their images, their scores, and what is kept of both.
+
+A cell is one setting of sampling: a checkpoint, a sampler, a number of steps, eta, a number of
+images and a seed. Its images and its row of results.csv are kept in a folder, as NAME.npy and
+NAME.json. A study that was stopped therefore goes on where it was, and a wider grid only adds to
+it. Changed code makes the images or the scores again (see keys.py).
+"""
+
+import hashlib
+import io
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from lab.checkpoint import load_model
+from lab.data import to_uint8
+from lab.device import device_name
+from lab.distributed import Process
+from lab.errors import UserError
+from lab.files import write_atomically
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import metrics
+from diffusion import Model, sample
+from experiments.keys import ROOT, images_key, metrics_key
+from scheduler import PREDICTION_TYPES, SAMPLERS, DDIMScheduler
+
+SHAPE = (1, 28, 28)  # the images that metrics.py scores
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under study."""
+
+    label: str  # its name in tables and in results.csv
+    path: str
+    sha256: str
+    model: Model
+    contents: dict  # of its checkpoint
+
+    @property
+    def symbol(self) -> str:
+        """The symbol of what the network predicts."""
+        return PREDICTION_TYPES[self.contents["scheduler"]["prediction_type"]].symbol
+
+    @property
+    def title(self) -> str:
+        return f"{self.symbol}-prediction ({self.label})"
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return self.scheduler().num_train_timesteps
+
+    def scheduler(self, **changes: object) -> DDIMScheduler:
+        """Return the scheduler of the checkpoint, for sampling with DDIM."""
+        return DDIMScheduler(**self.contents["scheduler"] | changes)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A setting of sampling."""
+
+    model: str  # the label of the subject
+    sha256: str  # of its checkpoint
+    sampler: str  # a key of scheduler.SAMPLERS
+    steps: int
+    eta: float | None  # None for a sampler that has no eta
+    n: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name of the cell's files: all that decides its images except the code."""
+        eta = "" if self.eta is None else f"-eta{self.eta!r}".removesuffix(".0")
+        return f"{self.sha256[:12]}-{self.sampler}-{self.steps}steps{eta}-n{self.n}-seed{self.seed}"
+
+
+def load_subjects(
+    paths: Sequence[str | Path], device: torch.device, labels: Sequence[str] | None = None
+) -> list[Subject]:
+    """Load checkpoints.
+
+    Args:
+        labels: their labels (default: the file names, or the paths where file names are equal).
+
+    Raises:
+        UserError: as `load_model`; the images of a model cannot be scored; a file is there twice.
+    """
+    stems, subjects = [Path(path).stem for path in paths], []
+    for i, path in enumerate(paths):
+        model, contents = load_model(path, device)
+        if tuple(contents["image_shape"]) != SHAPE:
+            raise UserError(f"{path} makes images of {contents['image_shape']}, not of {SHAPE}")
+        sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        if any(sha256 == other.sha256 for other in subjects):
+            raise UserError(f"{path} is among the checkpoints twice")
+        unique = stems.count(stems[i]) == 1
+        label = stems[i] if unique else str(Path(path).with_suffix("")).replace("/", "-")
+        label = labels[i] if labels else label
+        subjects.append(Subject(label, shown(path), sha256, model, contents))
+    return subjects
+
+
+def shown(path: str | Path) -> str:
+    """Return a path as it is shown: relative to the repository, if it lies in there."""
+    absolute = Path(path).resolve()
+    return str(absolute.relative_to(ROOT) if absolute.is_relative_to(ROOT) else path)
+
+
+def make_cells(
+    subjects: Iterable[Subject],
+    steps: Iterable[int],
+    etas: Iterable[float | None],
+    n: Callable[[int], int],
+    seeds: Callable[[int], int] = lambda steps: 1,
+    sampler: str = "ddim",
+) -> list[Cell]:
+    """Return the cells of a grid, with n(steps) images for each of seeds(steps) seeds."""
+    return [
+        Cell(subject.label, subject.sha256, sampler, s, eta, n(s), seed)
+        for s, subject, eta in product(steps, subjects, etas)
+        for seed in range(seeds(s))
+    ]
+
+
+# ---------------------------------------------------------------------------------- sampling
+
+
+def sample_cell(
+    cell: Cell,
+    subject: Subject,
+    process: Process,
+    batch_size: int,
+    progress: Callable[[int], None] = lambda image_steps: None,
+) -> tuple[Tensor, float]:
+    """Make the images of a cell. Every process makes its share.
+
+    Returns:
+        (n, 1, 28, 28) uint8 on the CPU, the same on every process, and the seconds it took.
+    """
+    scheduler = SAMPLERS[cell.sampler](**subject.contents["scheduler"])
+    scheduler.set_timesteps(cell.steps)
+    step_arguments = {} if cell.eta is None else {"eta": cell.eta}
+    pixels = torch.zeros(cell.n, *SHAPE, dtype=torch.uint8)
+    began = time.perf_counter()
+    share = process.share(cell.n)
+    mine = torch.arange(share.start, share.stop, device=process.device)
+    for indices in mine.split(batch_size):
+        x = sample(
+            subject.model,
+            scheduler,
+            indices,
+            SHAPE,
+            seed=cell.seed,
+            callback=lambda _t, x_t, _x0: progress(len(x_t) * process.world),
+            **step_arguments,
+        )
+        pixels[indices.cpu()] = to_uint8(x).cpu()
+    process.sum(pixels)  # the rows of other processes are 0
+    return pixels, time.perf_counter() - began
+
+
+def run_cells(
+    cells: Sequence[Cell],
+    subjects: Sequence[Subject],
+    process: Process,
+    folder: Path,
+    batch_size: int,
+    data_dir: str,
+) -> list[dict]:
+    """Sample and score the cells that are not kept yet. All processes must call this.
+
+    Returns:
+        The row of every cell, on the first process; an empty list on the others.
+    """
+    by_label, warm = {subject.label: subject for subject in subjects}, set()
+    kept = process.agree([is_kept(folder, cell, process) for cell in cells])
+    costs = [cell.n * cell.steps for cell in cells]
+    with tqdm(
+        total=sum(costs),
+        initial=sum(cost for cost, done in zip(costs, kept, strict=True) if done),
+        unit="image-step",
+        unit_scale=True,
+        smoothing=0.02,
+        disable=not process.is_first or all(kept),
+    ) as bar:
+        for i, (cell, done) in enumerate(zip(cells, kept, strict=True), start=1):
+            if done:
+                continue
+            subject = by_label[cell.model]
+            bar.set_description(f"cell {i} of {len(cells)}: {cell.model}")
+            if cell.model not in warm:  # the first call of a network prepares its kernels
+                once = replace(cell, steps=1, n=min(cell.n, batch_size * process.world))
+                sample_cell(once, subject, process, batch_size)
+                warm.add(cell.model)
+            pixels, seconds = sample_cell(cell, subject, process, batch_size, bar.update)
+            if process.is_first:
+                facts = {"prediction": subject.symbol, "seconds": seconds}
+                facts |= {"images_per_s": cell.n / seconds} | describe(process)
+                keep(folder, cell, pixels, facts, process, data_dir)
+    return [read_row(folder, cell, data_dir) for cell in cells] if process.is_first else []
+
+
+def describe(process: Process) -> dict:
+    """Return what a measured time depends on, and the commit ("unknown" without git)."""
+    try:
+        git = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        ).stdout.strip()
+    except OSError:  # git is not installed
+        git = ""
+    return {
+        "device": device_name(process.device),
+        "processes": process.world,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": git or "unknown",
+    }
+
+
+# --------------------------------------------------------------------------------- kept cells
+
+
+def is_kept(folder: Path, cell: Cell, process: Process) -> bool:
+    """Return whether the images of a cell are there, made by the code of today."""
+    row = read_json(folder / f"{cell.name}.json")
+    key = images_key(cell.sampler, process.device.type)
+    return row.get("images_key") == key and (folder / f"{cell.name}.npy").exists()
+
+
+def keep(
+    folder: Path, cell: Cell, pixels: Tensor, facts: dict, process: Process, data_dir: str
+) -> None:
+    """Score the images of a cell and write both; the row is written last."""
+    buffer = io.BytesIO()
+    np.save(buffer, pixels.squeeze(1).numpy())
+    write_atomically(folder / f"{cell.name}.npy", buffer.getbuffer())
+    row = {"images_key": images_key(cell.sampler, process.device.type)} | facts
+    write_json(folder / f"{cell.name}.json", row | score(pixels, data_dir))
+
+
+def read_row(folder: Path, cell: Cell, data_dir: str) -> dict:
+    """Return the row of a kept cell. Its images are scored again if metrics.py has changed."""
+    path = folder / f"{cell.name}.json"
+    row = read_json(path)
+    if row["metrics_key"] != metrics_key():
+        row |= score(read_images(folder, cell), data_dir)
+        write_json(path, row)
+    return asdict(cell) | {column: value for column, value in row.items() if column != "images_key"}
+
+
+def read_images(folder: Path, cell: Cell) -> Tensor:
+    """Return the images of a kept cell, (n, 1, 28, 28) uint8."""
+    return metrics.read_samples(folder / f"{cell.name}.npy")
+
+
+def score(images: Tensor, data_dir: str) -> dict:
+    return metrics.score(images, data_dir=data_dir) | {"metrics_key": metrics_key()}
+
+
+def read_json(path: Path) -> dict:
+    """Return the contents of a file; an empty dictionary if it is missing or damaged."""
+    try:
+        contents = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return contents if isinstance(contents, dict) else {}
+
+
+def write_json(path: Path, contents: dict) -> None:
+    write_atomically(path, (json.dumps(contents, indent=1) + "\n").encode())

@@ -1,0 +1,157 @@
+"""The study's own trainings: short ones, all on the same number of images.
+
+They are runs of train.py, and are kept like the cells (see keys.py).
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+
+from lab import cli
+from lab.checkpoint import load_model
+from lab.distributed import Process
+from lab.errors import UserError
+
+from tqdm import tqdm
+
+from experiments.estimates import Estimate, Results, estimate
+from experiments.grid import Subject, load_subjects
+from experiments.keys import ROOT, training_key
+
+BATCH_SIZE = 64
+STEPS, ETAS = (10, 50), (0.0, 1.0)  # how the trained models are sampled
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A noise schedule, with or without zero terminal SNR (Lin et al. 2023)."""
+
+    beta_schedule: str
+    zero_snr: bool = False
+
+    @property
+    def title(self) -> str:
+        return self.beta_schedule + (", zero SNR" if self.zero_snr else "")
+
+
+SCHEDULES = (Schedule("cosine"), Schedule("linear"), Schedule("linear", zero_snr=True))
+DENSITIES = {"lognormal": "log-SNR normal", "uniform": "t uniform"}  # how training draws t
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model that the study trains."""
+
+    pred: str
+    schedule: Schedule
+    density: str
+    seed: int
+    images: int
+    weighted: bool = True  # whether the loss of eps has the weights that are train.py's default
+
+    @property
+    def name(self) -> str:
+        zero_snr = "-zero-snr" if self.schedule.zero_snr else ""
+        plain = "" if self.weighted else "-plain"
+        kind = f"{self.pred}-{self.schedule.beta_schedule}{zero_snr}-{self.density}{plain}"
+        return f"{kind}-{self.images}-seed{self.seed}"
+
+    @property
+    def steps(self) -> int:
+        return max(1, self.images // BATCH_SIZE)
+
+    def arguments(self) -> list[str]:
+        """Return the arguments of train.py that decide the weights."""
+        schedule = self.schedule.beta_schedule
+        return [
+            *("--pred", self.pred, "--schedule", schedule, "--density", self.density),
+            *("--seed", str(self.seed), "--steps", str(self.steps)),
+            *("--batch-size", str(BATCH_SIZE)),
+            *(["--zero-snr"] if self.schedule.zero_snr else []),
+            *([] if self.weighted else ["--max-weight", "1"]),
+        ]
+
+
+def make_trainings(images: int, seeds: int) -> list[Training]:
+    """Return the study's trainings.
+
+    With every seed: v, eps, and eps with its loss unweighted. With seed 0: v with each schedule
+    and each density.
+
+    A schedule decides two things: which noise levels training sees, if t is drawn uniformly, and
+    which noise levels sampling visits. With "lognormal" the first is the same for all schedules.
+    """
+    cosine = SCHEDULES[0]
+    both = [
+        Training(pred, cosine, "lognormal", seed, images)
+        for seed in range(seeds)
+        for pred in ("v", "eps")
+    ]
+    plain = [replace(t, weighted=False) for t in both if t.pred == "eps"]
+    others = [Training("v", s, d, 0, images) for s, d in product(SCHEDULES, DENSITIES)]
+    return both + plain + [training for training in others if training not in both]
+
+
+def pick(trainings: Iterable[Training], **wanted: object) -> list[Training]:
+    """Return the trainings with these values of their fields; weighted ones if not said."""
+    wanted = {"weighted": True} | wanted
+    return [t for t in trainings if all(getattr(t, k) == v for k, v in wanted.items())]
+
+
+def estimate_of(
+    trainings: Iterable[Training], results: Results, steps: int, eta: float
+) -> Estimate:
+    """Return the Fréchet distance of trainings that differ in their seed only."""
+    return estimate([results.at(t.name, steps, eta)[0] for t in trainings], "frechet")
+
+
+# ---------------------------------------------------------------------------------- training
+
+
+def run_trainings(
+    trainings: Sequence[Training], process: Process, folder: Path, data_dir: str
+) -> list[Subject]:
+    """Train the models that are not kept yet, and load all of them. All processes must call this.
+
+    Every process trains its share of the models, each model on its own.
+
+    Raises:
+        UserError: a training failed.
+    """
+    keys = {t: training_key(tuple(t.arguments()), process.device.type) for t in trainings}
+    paths = {t: folder / f"{t.name}-{key}.pt" for t, key in keys.items()}
+    mine = [t for t in trainings[process.rank :: process.world] if not is_complete(paths[t], t)]
+    for i, training in enumerate(mine, start=1):
+        tqdm.write(f"training {i} of {len(mine)}: {training.name}")
+        train(training, paths[training], process, data_dir)
+    process.barrier()
+    return load_subjects(list(paths.values()), process.device, [t.name for t in trainings])
+
+
+def is_complete(path: Path, training: Training) -> bool:
+    """Return whether a training has ended: it writes its checkpoint at every epoch, too."""
+    return path.exists() and load_model(path)[1]["training"]["step"] == training.steps
+
+
+def train(training: Training, path: Path, process: Process, data_dir: str) -> None:
+    """Run train.py, from its last saved state if there is one. It is a process of its own."""
+    state = path.with_suffix(".state.pt")
+    new = [*training.arguments(), "--out", str(path), "--samples", str(path.parent / "samples")]
+    how = ["--resume", str(state)] if state.exists() else new
+    where = ["--device", str(process.device), "--data", data_dir]
+    environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")}
+    command = [sys.executable, str(ROOT / "train.py"), *how, *where]
+
+    with (
+        subprocess.Popen(command, env=environment) as child,
+        cli.handle_stop_signals(lambda number, _: child.send_signal(number)),
+    ):
+        code = child.wait()  # after a signal train.py saves, and ends with 128 + its number
+    if code - 128 in cli.stop_signals():
+        raise cli.Stopped(code)
+    if code:
+        raise UserError(f"training {training.name} failed: see above")

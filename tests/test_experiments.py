@@ -1,0 +1,385 @@
+"""experiments/: cells and what is kept of them, estimates, trainings, and what is measured."""
+
+import json
+import math
+from dataclasses import replace
+
+from lab.data import to_uint8, to_unit_range
+from lab.distributed import Process
+from lab.errors import UserError
+from lab.noise import image_noise
+
+import numpy as np
+import pytest
+import torch
+
+import metrics
+from diffusion import sample
+from experiments import cost, grid, interpolation, same_noise, trainings, why_v
+from experiments.common import LONG, Settings
+from experiments.estimates import Estimate, Results, estimate, quotient, short_names, z_score
+from experiments.grid import SHAPE, Cell, Subject
+from experiments.trainings import SCHEDULES, Schedule, Training, make_trainings, pick
+from scheduler import DDIMScheduler, DDPMScheduler
+
+CPU = torch.device("cpu")
+ALONE = Process(CPU)
+
+
+def subject(model, label="x", **config) -> Subject:
+    scheduler = {"beta_schedule": "cosine", "prediction_type": "epsilon"} | config
+    return Subject(label, f"{label}.pt", "0" * 64, model, {"scheduler": scheduler})
+
+
+# --------------------------------------------------------------------------------- cells
+
+
+def linear(x, t):
+    return 0.1 * x
+
+
+CELL = Cell("x", "0" * 64, "ddim", 5, 1.0, 7, 3)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "eta", "scheduler"), [("ddim", 0.5, DDIMScheduler), ("ddpm", None, DDPMScheduler)]
+)
+def test_a_cell_is_the_sample_of_its_fields(sampler, eta, scheduler):
+    cell = replace(CELL, sampler=sampler, eta=eta)
+    steps = []
+    images, seconds = grid.sample_cell(cell, subject(linear), ALONE, 4, steps.append)
+    reverse = scheduler(beta_schedule="cosine")
+    reverse.set_timesteps(5)
+    arguments = {} if eta is None else {"eta": eta}
+    wanted = sample(linear, reverse, torch.arange(7), SHAPE, seed=3, **arguments)
+    assert torch.equal(images, to_uint8(wanted))
+    assert seconds > 0
+    assert sum(steps) == 7 * 5
+
+
+def test_the_share_of_a_process_is_its_part_of_the_cell():
+    class Second(Process):
+        def sum(self, tensor):
+            return tensor  # alone: what the first process makes stays 0
+
+    whole, _ = grid.sample_cell(CELL, subject(linear), ALONE, 100)
+    part, _ = grid.sample_cell(CELL, subject(linear), Second(CPU, world=2, rank=1), 100)
+    assert torch.equal(part[3:], whole[3:])
+    assert not part[:3].any()
+
+
+def test_a_cell_is_named_by_all_that_decides_its_images():
+    changes = {"sampler": "ddpm", "steps": 6, "eta": 0.12345678, "n": 8, "seed": 4}
+    changes |= {"sha256": "1" * 64}
+    others = [replace(CELL, **{field: value}) for field, value in changes.items()]
+    others += [replace(CELL, eta=0.12345679), replace(CELL, eta=None)]
+    assert len({cell.name for cell in [CELL, *others]}) == len(others) + 1
+    assert replace(CELL, model="renamed").name == CELL.name
+    assert CELL.name == "000000000000-ddim-5steps-eta1-n7-seed3"
+
+
+def test_make_cells_is_the_product():
+    subjects = [subject(linear, "a"), subject(linear, "b")]
+    cells = grid.make_cells(
+        subjects, (1, 10), (0.0, 1.0), lambda s: 100 * s, lambda s: 3 if s == 10 else 1
+    )
+    assert len(cells) == len(set(cells)) == 2 * 2 * (1 + 3)
+    assert {(c.n, c.steps) for c in cells} == {(100, 1), (1000, 10)}
+    assert {c.sampler for c in cells} == {"ddim"}
+
+
+@pytest.fixture
+def measure(tmp_path, monkeypatch):
+    """Run cells in a folder; returns the rows, and what was sampled and scored for them."""
+    done = {"sampled": [], "scored": 0}
+    original = grid.sample_cell
+
+    def sample_cell(cell, *args):
+        done["sampled"] += [cell.seed] if len(args) == 4 else []  # the warm-up has no bar
+        return original(cell, *args)
+
+    def score(images, data_dir):
+        done["scored"] += 1
+        return {"n": len(images), "frechet": float(images.float().mean())}
+
+    monkeypatch.setattr(grid, "sample_cell", sample_cell)
+    monkeypatch.setattr(metrics, "score", score)
+
+    def measure(cells):
+        done.update(sampled=[], scored=0)
+        rows = grid.run_cells(cells, [subject(linear)], ALONE, tmp_path, 100, "data")
+        return rows, done["sampled"], done["scored"]
+
+    return measure
+
+
+CELLS = [replace(CELL, n=100, seed=seed) for seed in range(3)]
+
+
+def test_finished_cells_are_kept(measure, tmp_path):
+    rows, sampled, scored = measure(CELLS[:2])
+    assert (sampled, scored) == ([0, 1], 2)
+    assert [(row["seed"], row["sampler"], row["n"]) for row in rows] == [
+        (0, "ddim", 100),
+        (1, "ddim", 100),
+    ]
+    assert "images_key" not in rows[0]
+    again, sampled, scored = measure(CELLS)  # a wider grid only adds to it
+    assert (sampled, scored) == ([2], 1)
+    assert again[:2] == rows
+    (tmp_path / f"{CELLS[0].name}.json").write_text("{")  # damaged
+    (tmp_path / f"{CELLS[1].name}.npy").unlink()
+    assert measure(CELLS)[1:] == ([0, 1], 2)
+    renamed, sampled, _ = measure([replace(CELLS[0], model="x")])
+    assert sampled == []
+
+
+def test_changed_code_makes_what_it_made_again(measure, monkeypatch):
+    rows, _, _ = measure(CELLS)
+    monkeypatch.setattr(grid, "metrics_key", lambda: "another way to score")
+    again, sampled, scored = measure(CELLS)
+    assert (sampled, scored) == ([], 3)
+    assert [row["metrics_key"] for row in again] == ["another way to score"] * 3
+    assert [row["seconds"] for row in again] == [row["seconds"] for row in rows]
+    assert measure(CELLS)[1:] == ([], 0)
+    monkeypatch.setattr(grid, "images_key", lambda sampler, device_type: "another sampler")
+    assert measure(CELLS)[1:] == ([0, 1, 2], 3)
+
+
+def test_kept_images_are_an_array_for_metrics(measure, tmp_path):
+    measure(CELLS[:1])
+    array = np.load(tmp_path / f"{CELLS[0].name}.npy")
+    assert (array.shape, array.dtype) == ((100, 28, 28), np.uint8)
+    wanted, _ = grid.sample_cell(CELLS[0], subject(linear), ALONE, 100)
+    assert torch.equal(grid.read_images(tmp_path, CELLS[0]), wanted)
+    row = json.loads((tmp_path / f"{CELLS[0].name}.json").read_text())
+    assert row["images_key"] == grid.images_key("ddim", "cpu")
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
+    assert grid.describe(ALONE)["commit"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert grid.describe(ALONE)["commit"] == "unknown"
+
+
+def test_checkpoints_have_different_labels(tiny_checkpoint, tmp_path):
+    copies = [tmp_path / name / "tiny.pt" for name in ("a", "b")]
+    contents = torch.load(tiny_checkpoint, weights_only=True)
+    for i, path in enumerate(copies):
+        path.parent.mkdir()
+        torch.save(contents | {"note": i}, path)
+    labels = [s.label for s in grid.load_subjects(copies, CPU)]
+    assert len(set(labels)) == 2 and all(label.endswith("tiny") for label in labels)
+    assert grid.load_subjects(copies[:1], CPU)[0].label == "tiny"
+    assert grid.load_subjects(copies, CPU, ["one", "two"])[1].label == "two"
+    with pytest.raises(UserError, match="twice"):
+        grid.load_subjects([copies[0], copies[0]], CPU)
+
+
+def test_paths_of_the_repository_are_shown_without_the_machine():
+    assert grid.shown(grid.ROOT / "checkpoints" / "x.pt") == "checkpoints/x.pt"
+    assert grid.shown("/elsewhere/x.pt") == "/elsewhere/x.pt"
+
+
+def test_long_cells_have_fewer_images():
+    s = Settings((1, LONG, LONG + 1), (0.0,), 1000, 250, 3, 0, 100, "data", None)
+    assert [s.images(steps) for steps in s.steps] == [1000, 1000, 250]
+    assert [s.repetitions(steps) for steps in (5, 10, 1000)] == [1, 3, 1]
+
+
+# -------------------------------------------------------------------------------- estimates
+
+
+def test_estimates():
+    rows = [{"x": x, "x_se": 1.0} for x in (1.0, 2.0, 3.0)]
+    e = estimate(rows, "x")
+    assert (e.mean, e.runs) == (2, 3)
+    assert e.se == pytest.approx(1 / math.sqrt(3))
+    assert e.run_se == pytest.approx(1)
+    assert e.margin == pytest.approx(2 * math.sqrt(1 + 1 / 3))
+    wide = estimate([{"x": x, "x_se": 1.0} for x in (0.0, 10.0)], "x")
+    assert wide.se == pytest.approx(5)  # the seeds differ by more than their errors say
+
+
+def test_z_scores_and_quotients():
+    assert z_score(Estimate(1, 3), Estimate(6, 4)) == -1
+    assert z_score(Estimate(1, 0), Estimate(1, 0)) == 0
+    assert z_score(Estimate(1, 0), Estimate(2, 0)) == -math.inf
+    ratio = quotient(Estimate(6, 0.6), Estimate(2, 0.2))
+    assert ratio.mean == 3 and ratio.se == pytest.approx(3 * math.sqrt(0.02))
+    assert quotient(Estimate(0, 0.5), Estimate(2, 0.2)) == Estimate(0, 0.25)
+    assert math.isnan(quotient(Estimate(1, 1), Estimate(0, 1)).mean)
+
+
+def row(model, steps, eta, frechet, n=100, seed=0, sampler="ddim", se=1.0):
+    return {"model": model, "prediction": "v", "sampler": sampler, "steps": steps, "eta": eta} | {
+        "n": n,
+        "seed": seed,
+        "frechet": frechet,
+        "frechet_se": se,
+    }
+
+
+def test_results_find_the_best_and_the_cheapest():
+    results = Results(
+        [row("a", 5, 0.0, 9.0), row("a", 10, 0.0, 6.5), row("a", 20, 0.0, 6.0, seed=0)]
+        + [row("a", 20, 0.0, 5.0, seed=1), row("a", 1000, 0.0, 1.0, n=25)]
+        + [row("a", 20, 1.0, 8.5)]
+    )
+    assert (results.steps, results.etas, results.n) == ([5, 10, 20, 1000], [0.0, 1.0], 100)
+    assert results.estimate("a", 20, 0.0).mean == 5.5
+    assert results.best("a") == (20, 0.0)  # 1000 steps have another n
+    assert results.cheapest("a") == (10, 0.0)  # 9.0 is significantly worse
+    with pytest.raises(ValueError, match="sampler"):
+        Results([row("a", 5, 0.0, 9.0), row("a", 5, None, 9.0, sampler="ddpm")])
+    assert Results([]).rows == []
+
+
+def test_short_names():
+    assert short_names({"mnist-v": "v", "mnist-eps": "ε"}) == {"mnist-v": "v", "mnist-eps": "ε"}
+    assert short_names({"a": "v", "b": "v", "c": "ε"}) == {"a": "a", "b": "b", "c": "ε"}
+
+
+def test_time_is_fitted_by_a_line():
+    rows = [{"steps": s, "n": 10, "seconds": 10 * (0.5 + 0.25 * s)} for s in (1, 5, 50, 1000)]
+    assert cost.fit_time(rows) == pytest.approx((0.5, 0.25))
+    assert cost.fit_time(rows[:1]) == pytest.approx((0, 0.75))
+
+
+# -------------------------------------------------------------------------------- trainings
+
+
+def test_trainings_are_the_comparisons_of_the_tables():
+    all_of_them = make_trainings(640, seeds=3)
+    assert len(all_of_them) == len({t.name for t in all_of_them}) == 14
+    assert {t.steps for t in all_of_them} == {10}
+    base = [t for t in all_of_them if (t.schedule, t.density) == (SCHEDULES[0], "lognormal")]
+    runs = {(t.pred, t.weighted, t.seed) for t in base}
+    assert runs == {(*p, s) for p in (("v", True), ("eps", True), ("eps", False)) for s in range(3)}
+    assert base[-1].arguments()[-2:] == ["--max-weight", "1"]
+    kinds = {(t.schedule, t.density) for t in all_of_them if (t.pred, t.seed) == ("v", 0)}
+    assert len(kinds) == 6
+    assert [t.seed for t in pick(all_of_them, pred="eps")] == [0, 1, 2]
+    assert not any(t.weighted for t in pick(all_of_them, weighted=False))
+
+
+def test_zero_snr_is_a_field_and_no_name():
+    plain, zero = (
+        Training("v", Schedule("linear", zero_snr=zero), "uniform", 0, 640)
+        for zero in (False, True)
+    )
+    assert "--zero-snr" in zero.arguments() and "--zero-snr" not in plain.arguments()
+    assert zero.name == "v-linear-zero-snr-uniform-640-seed0"
+    assert Training("v", Schedule("x0"), "uniform", 0, 640).arguments()[3] == "x0"
+
+
+@pytest.mark.slow
+def test_a_training_is_run_once_and_is_what_its_name_says(tmp_path, data_dir, monkeypatch):
+    mine = [Training("v", Schedule("linear", zero_snr=True), "uniform", 5, 128)]
+    (trained,) = trainings.run_trainings(mine, ALONE, tmp_path, str(data_dir))
+    assert trained.label == mine[0].name
+    config, training = trained.contents["scheduler"], trained.contents["training"]
+    assert (config["beta_schedule"], config["rescale_betas_zero_snr"]) == ("linear", True)
+    assert training["step"] == 2
+    assert (training["args"]["density"], training["args"]["seed"]) == ("uniform", 5)
+    (written,) = [p for p in tmp_path.glob("*.pt") if not p.name.endswith(".state.pt")]
+    assert written.name.startswith(mine[0].name)
+
+    def again():
+        raise AssertionError("it was trained again")
+
+    monkeypatch.setattr(trainings, "train", lambda *args: again())
+    trainings.run_trainings(mine, ALONE, tmp_path, str(data_dir))
+    monkeypatch.setattr(trainings, "training_key", lambda *args: "another")
+    with pytest.raises(AssertionError, match="trained again"):
+        trainings.run_trainings(mine, ALONE, tmp_path, str(data_dir))
+
+
+# --------------------------------------------------------------------------------- measures
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_prediction_errors_of_a_network_that_is_off_by_a_constant(prediction_type):
+    """x_0 = (x_t - sqrt(1-abar) eps) / sqrt(abar) = sqrt(abar) x_t - sqrt(1-abar) v.
+
+    So an output that is wrong by e makes x_0 wrong by e sqrt((1-abar)/abar) for eps and by
+    e sqrt(1-abar) for v.
+    """
+    images = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
+    scheduler = DDIMScheduler(beta_schedule="cosine", prediction_type=prediction_type)
+    x0, noise = to_unit_range(images), image_noise(0, torch.arange(5), 0, SHAPE)
+
+    def network(x_t, t):
+        velocity = scheduler.get_velocity(x0, noise, t)
+        return (noise if prediction_type == "epsilon" else velocity) + 0.01
+
+    timesteps = [990, 500, 10]
+    it = subject(network, prediction_type=prediction_type)
+    rows = why_v.prediction_errors(it, images, timesteps)
+    for t, row in zip(timesteps, rows, strict=True):
+        abar = scheduler.alphas_cumprod[t].item()
+        wanted = 0.01 * math.sqrt(1 - abar)
+        if prediction_type == "epsilon":
+            wanted /= math.sqrt(abar)
+        assert row["t"] == t
+        assert row["snr"] == pytest.approx(abar / (1 - abar))
+        assert row["float32"] == pytest.approx(wanted, rel=1e-2)
+        assert row["float32_clipped"] <= row["float32"]
+        assert row["rounding"] == 0  # this network has nothing that autocast would round
+
+
+def test_clipped_shares_count_the_pixels_beyond_the_range():
+    """A network whose x_0 is 3 on the left half and 0 on the right."""
+    out = torch.zeros(SHAPE)
+    out[..., :14] = 3
+    it = subject(lambda x, t: out.expand_as(x), prediction_type="sample")
+    rows = why_v.clipped_shares(it, 4, 7, CPU)
+    assert [row["share"] for row in rows] == [0.5] * 7
+
+
+@pytest.mark.parametrize("T", [1, 4, 1000])
+def test_chosen_timesteps_are_descending_and_within_the_schedule(T):
+    timesteps = why_v.chosen_timesteps(T)
+    assert timesteps == sorted(set(timesteps), reverse=True)
+    assert timesteps[0] == T - 1 and timesteps[-1] == 0
+
+
+def test_slerp_stays_on_the_sphere_and_turns_evenly():
+    a, b = torch.randn(2, 1, 28, 28, dtype=torch.float64)
+    b *= a.norm() / b.norm()
+    path = interpolation.slerp(a, b, torch.linspace(0, 1, 5, dtype=torch.float64))
+    torch.testing.assert_close(path[0], a)
+    torch.testing.assert_close(path[-1], b)
+    norms = path.flatten(1).norm(dim=1)
+    torch.testing.assert_close(norms, a.norm().expand(5))
+    turns = (path[1:] * path[:-1]).flatten(1).sum(1) / a.norm() ** 2
+    torch.testing.assert_close(turns, turns[:1].expand(4))
+
+
+def test_interpolation_is_smooth_only_without_noise():
+    """For data from N(0, I), whose E[eps | x_t] is sqrt(1-abar_t) x_t, eta = 1 forgets x_T."""
+    abar = DDIMScheduler(beta_schedule="cosine").alphas_cumprod
+    it = subject(lambda x, t: (1 - abar[t]).sqrt().float() * x, clip_sample=False)
+    arguments = {"pairs": 4, "length": 6, "steps": 50, "device": CPU}
+    pictures, smooth = interpolation.interpolate(it, 0.0, **arguments)
+    _, rough = interpolation.interpolate(it, 1.0, **arguments)
+    assert pictures.shape == (24, 1, 28, 28)
+    # neighbours on a great circle between orthogonal noises are a fifth of a right angle apart
+    assert smooth == pytest.approx(2 * math.sin(math.pi / 20) / math.sqrt(2), rel=0.05)
+    assert rough == pytest.approx(1, rel=0.05)
+    constant = subject(lambda x, t: torch.zeros_like(x), prediction_type="sample")
+    _, undefined = interpolation.interpolate(constant, 0.0, **arguments)
+    assert "–" in interpolation.smoothness_table({("x", 0.0): undefined})
+
+
+def test_agreement_is_counted_against_the_most_steps(monkeypatch):
+    """Image i shows digit i at 9 steps, and at 3 steps too but for a fifth of the images."""
+    digits = {9: torch.arange(100) % 10, 3: (torch.arange(120) + (torch.arange(120) < 20)) % 10}
+    one_hot = torch.nn.functional.one_hot
+    monkeypatch.setattr(same_noise, "features", lambda x: (None, one_hot(x, 10).float()))
+    images = {("m", steps, 0.0): x for steps, x in digits.items()}
+    shares, compared = same_noise.agreement(images)
+    assert shares == {("m", 3, 0.0): 0.8, ("m", 9, 0.0): 1.0}
+    assert compared == {3: 100, 9: 100}  # as many as both have
+    table = same_noise.agreement_table(shares, compared, {"m": "v"})
+    assert "| *images compared* | *100* |" in table and "| v, η = 0 | 80% |" in table

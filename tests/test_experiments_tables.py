@@ -1,0 +1,183 @@
+"""experiments/tables.py, the tables of the experiments, and STUDY.md."""
+
+import csv
+import math
+
+from lab.errors import UserError
+
+import pytest
+from helpers import ROOT
+
+import study
+from experiments import copying, cost, eta, prediction, setup, steps, training
+from experiments.estimates import Estimate, Results
+from experiments.tables import (
+    markdown_table,
+    names,
+    number,
+    refresh,
+    skeleton,
+    with_margin,
+    with_se,
+)
+from experiments.trainings import SCHEDULES, make_trainings, pick
+
+# ------------------------------------------------------------------------------- one table
+
+
+def test_markdown_has_true_minus_signs():
+    text = markdown_table(["", "z"], [["mnist-v, `--seed 3`", "-1.5"], ["2026-11-25", -2]])
+    assert text.splitlines() == [
+        "|  | z |",
+        "| --- | ---: |",
+        "| mnist-v, `--seed 3` | −1.5 |",
+        "| 2026-11-25 | −2 |",
+    ]
+
+
+def test_numbers():
+    assert number(1.26) == "1.3"
+    assert number(math.nan) == "–"
+    assert (number(math.inf), number(-math.inf, "+.1f")) == ("+∞", "−∞")
+    assert with_se(Estimate(2, 0.25), ".2f") == "2.00 ± 0.25"
+    assert with_margin(Estimate(2, 0.25)) == "2.0 ± 0.7"  # 2 sqrt(2) standard errors
+
+
+# --------------------------------------------------------------------------------- STUDY.md
+
+TEXT = """# The study
+
+Text with a | pipe, and 3 − 2.
+
+## 1. First
+
+<!-- table one -->
+| a |
+<!-- end -->
+
+Its text.
+
+<!-- table two -->
+<!-- end -->
+
+## 2. Second
+
+<!-- table three -->
+old
+<!-- end -->
+"""
+
+
+def test_refresh_replaces_tables_only():
+    assert names(TEXT) == ["one", "two", "three"]
+    text, changed = refresh(TEXT, {"one": "| b |", "two": "| c |", "unknown": "| d |"})
+    assert changed == ["1. First"]
+    assert text == TEXT.replace("| a |", "| b |").replace(
+        "two -->\n<!-- end", "two -->\n| c |\n<!-- end"
+    )
+    assert refresh(text, {"one": "| b |", "two": "| c |"}) == (text, [])  # nothing is left to do
+
+
+def test_refresh_names_the_sections_whose_tables_changed():
+    assert refresh(TEXT, {"one": "| a |", "three": "new"})[1] == ["2. Second"]
+    assert refresh(TEXT, {"one": "x", "two": "x", "three": "x"})[1] == ["1. First", "2. Second"]
+    assert refresh(TEXT, {}) == (TEXT, [])
+
+
+def test_refresh_never_touches_text_after_a_marker_without_end():
+    broken = TEXT.replace("| a |\n<!-- end -->", "| a |")
+    with pytest.raises(UserError, match="end"):
+        refresh(broken, {"two": "| c |"})
+
+
+def test_a_skeleton_has_a_place_for_every_table_and_figure():
+    experiments = list(study.EXPERIMENTS.values())
+    text = skeleton(experiments)
+    assert names(text) == [name for module in experiments for name in module.TABLES]
+    for module in experiments:
+        assert f"## {module.TITLE}\n" in text
+        assert all(f"({file})" in text for file in module.FIGURES)
+    assert "How long does an image take?" in text
+
+
+def test_names_of_tables_and_figures_are_unique():
+    for kind in ("TABLES", "FIGURES"):
+        all_names = [name for m in study.EXPERIMENTS.values() for name in getattr(m, kind)]
+        assert len(all_names) == len(set(all_names))
+
+
+# ------------------------------------------------------- the tables of all experiments, by rows
+
+TEXT_COLUMNS = ("model", "sha256", "sampler", "prediction", "device", "torch", "commit")
+
+
+def read_rows(path):
+    """Return the rows of results.csv with the types that the study computes with."""
+
+    def typed(column, value):
+        if column in (*TEXT_COLUMNS, "metrics_key", "labels"):
+            return value
+        return float(value) if "." in value or "e" in value else int(value) if value else None
+
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{c: typed(c, value) for c, value in row.items()} for row in csv.DictReader(file)]
+
+
+def all_tables(grid, trained, trainings):
+    """Return every table that depends on nothing but the rows of cells."""
+    base = pick(trainings, schedule=SCHEDULES[0], density="lognormal")
+    best = {label: grid.at(label, *grid.best(label))[0] for label in grid.symbols}
+    return {
+        **steps.tables(grid),
+        "eta-duels": eta.duels_table(grid, 0.0, 1.0),
+        "eta-ratios": eta.ratios_table(grid, base, trained),
+        "prediction-duels": prediction.duels_table(grid, (0.0, 1.0)),
+        "prediction-one-step": prediction.one_step_table(grid),
+        "cost": cost.cost_table(grid),
+        **training.tables(trainings, trained),
+        "setup": setup.setup_table(grid, "python study.py"),
+        "copying": copying.copying_table(best),
+    }
+
+
+def test_the_tables_of_the_shipped_study_are_those_of_its_rows():
+    """No number was typed: only the setup has more than the rows know."""
+    rows = read_rows(ROOT / "results" / "results.csv")
+    trainings = make_trainings(64_000, 3)
+    trained_names = {t.name for t in trainings}
+    grid = Results([row for row in rows if row["model"] not in trained_names])
+    trained = Results([row for row in rows if row["model"] in trained_names])
+    assert grid.rows and trained.rows
+    tables = all_tables(grid, trained, trainings)
+    del tables["setup"], tables["copying"]
+    text = (ROOT / "results" / "STUDY.md").read_text(encoding="utf-8")
+    assert set(names(text)) == {n for m in study.EXPERIMENTS.values() for n in m.TABLES}
+    assert refresh(text, tables) == (text, [])
+
+
+MEASURES = ("frechet", "kid", "precision", "recall", "confidence", "novelty", "copies")
+
+
+def flat_rows(models, step_counts, value):
+    """Return the rows of cells whose images are all the same: no figure has a standard error."""
+    figures = {m: value for m in (*MEASURES, "label_entropy")}
+    return [
+        {"model": model, "sampler": "ddim", "prediction": symbol, "steps": s, "eta": e, "n": 100}
+        | {"seconds": 1.0, "images_per_s": 100.0, "processes": 1, "threads": 1, "device": "x"}
+        | {"torch": "2", "commit": "unknown"}
+        | figures
+        | {f"{name}_se": 0.0 for name in figures}
+        for model, symbol in models.items()
+        for s in step_counts
+        for e in (0.0, 1.0)
+    ]
+
+
+@pytest.mark.parametrize(("value", "other"), [(0.0, 0.0), (5.0, 7.0), (0.0, 7.0)])
+def test_images_that_are_all_the_same_break_no_table(value, other):
+    rows = flat_rows({"a": "v"}, (1, 10, 50), value) + flat_rows({"b": "ε"}, (1, 10, 50), other)
+    trainings = make_trainings(640, 2)
+    trained = Results(flat_rows({t.name: "v" for t in trainings}, (10, 50), value))
+    tables = all_tables(Results(rows), trained, trainings)
+    assert all("nan" not in table and "inf" not in table for table in tables.values())
+    assert ("−∞" in tables["prediction-duels"]) == (value != other)
