@@ -12,6 +12,7 @@ settings, the seed and i. It does not depend on the batch size or on the number 
 """
 
 import argparse
+import contextlib
 import io
 import math
 import os
@@ -21,6 +22,13 @@ from typing import TYPE_CHECKING
 
 from lab import cli
 from lab.errors import UserError
+from lab.files import (
+    only_process,
+    put_in_place,
+    samples_folder,
+    temporary_beside,
+    write_atomically,
+)
 
 if TYPE_CHECKING:  # torch and what imports it are imported after --help has been answered
     from lab.distributed import Process
@@ -130,9 +138,12 @@ class Sampler:
         return to_uint8(x).cpu()
 
 
-def default_name(args: argparse.Namespace) -> str:
-    eta = f"-eta{args.eta:g}" if args.sampler == "ddim" else ""
-    return f"{Path(args.ckpt).stem}-{args.sampler}{args.steps}{eta}-seed{args.seed}"
+def default_output(args: argparse.Namespace) -> Path:
+    """Return a file name that no other settings have."""
+    name = f"{Path(args.ckpt).stem}-{args.sampler}{args.steps}"
+    name += f"-eta{args.eta:g}" if args.sampler == "ddim" else ""
+    name += f"-{args.spacing}" if args.spacing else ""
+    return samples_folder("samples", args.ckpt) / f"{name}-n{args.n}-seed{args.seed}.png"
 
 
 def main() -> int:
@@ -141,21 +152,38 @@ def main() -> int:
 
     from lab.distributed import launch
 
-    out = Path(args.out or f"samples/{default_name(args)}.png")
+    out = Path(args.out or default_output(args))
     with launch(args.device, timeout=timedelta(days=1)) as process:
         sampler = Sampler(args, process)
-        write_images(sampler, args, out, process)
+        with one_writer(args.save_png, process):
+            written = write_images(sampler, args, out, process)
         if args.gif and process.is_first:
-            write_film(sampler, args.n, out.with_suffix(".gif"))
+            film = out.with_suffix(".gif")
+            write_film(sampler, args.n, film)
+            written.append(f"film    {film} (x_t beside the predicted x_0)")
+        if process.is_first:
+            print("\n".join(written))
     return 0
 
 
-def write_images(sampler: Sampler, args: argparse.Namespace, out: Path, process: "Process") -> None:
+def one_writer(png_dir: str | None, process: "Process") -> contextlib.AbstractContextManager:
+    """Refuse a second run that would mix its files with those of this one in --save-png DIR."""
+    if png_dir and process.is_first:
+        return only_process(Path(png_dir))
+    return contextlib.nullcontext()
+
+
+def write_images(
+    sampler: Sampler, args: argparse.Namespace, out: Path, process: "Process"
+) -> list[str]:
     """Sample the images into one array on disk, at constant memory, and draw the grid from it.
 
     Every process writes its own rows of the array. Without --save-npy it is deleted in the end.
+
+    Returns:
+        What was written, one line per kind of file.
     """
-    from lab.pictures import save_grid, to_pil
+    from lab.pictures import save_grid, save_png, to_pil
 
     import numpy as np
     import torch
@@ -165,22 +193,17 @@ def write_images(sampler: Sampler, args: argparse.Namespace, out: Path, process:
     row_bytes = math.prod(row_shape)
     png_dir = Path(args.save_png) if args.save_png else None
     batch_size = args.batch_size or (4096 if sampler.device.type == "cuda" else 256)
-    part = out.with_suffix(".npy.part")
+    array = Path(os.path.realpath(out.with_suffix(".npy")))
+    check_room(args, out, png_dir, row_bytes)
+    part = process.agree(temporary_beside(array))  # a different name for each run
     try:
-        for folder in filter(None, (out.parent, png_dir)):
-            folder.mkdir(parents=True, exist_ok=True)
-        if args.n * row_bytes > shutil.disk_usage(out.parent).free:
-            raise UserError(f"{out.parent} has no room for --n {args.n} images")
-        if png_dir and any(is_stale(file, args.n) for file in png_dir.glob("*.png")):
-            raise UserError(f"--save-png {png_dir} holds images that this run would not replace")
         if process.is_first:
             with open(part, "wb") as file:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (args.n, *row_shape)}
                 np.lib.format.write_array_header_1_0(file, header)
         process.barrier()
-
         mine = process.share(args.n)
-        with open(part, "r+b") as file, progress_bar(len(mine), args, process) as bar:
+        with open(part, "r+b") as file, progress_bar(len(mine), args, out, process) as bar:
             np.lib.format.read_magic(file)
             np.lib.format.read_array_header_1_0(file)
             first_byte = file.tell()
@@ -192,22 +215,42 @@ def write_images(sampler: Sampler, args: argparse.Namespace, out: Path, process:
                 file.write(rows.numpy().tobytes())
                 if png_dir:
                     for i, image in zip(indices, images, strict=True):
-                        to_pil(image).save(png_dir / f"{i:06d}.png")
+                        save_png(png_dir / f"{i:06d}.png", to_pil(image))
+            file.flush()
+            os.fsync(file.fileno())
         process.barrier()
-
-        if process.is_first:
-            stored = np.load(part, mmap_mode="r")[:GRID_IMAGES]
-            grid = torch.tensor(stored).view(-1, H, W, C).permute(0, 3, 1, 2)
-            save_grid(out, grid, min(args.nrow, len(grid)))
-            print(f"grid    {out}" + (f" (the first {len(grid)})" if len(grid) < args.n else ""))
-            if args.save_npy:
-                os.replace(part, out.with_suffix(".npy"))
-                print(f"array   {out.with_suffix('.npy')} {(args.n, *row_shape)} uint8")
-            if png_dir:
-                print(f"images  {png_dir}/ ({args.n} files)")
+        if not process.is_first:
+            return []
+        shown = min(args.n, GRID_IMAGES)
+        with open(part, "rb") as file:
+            file.seek(first_byte)
+            pixels = np.frombuffer(file.read(shown * row_bytes), np.uint8)
+        grid = torch.tensor(pixels).view(shown, H, W, C).permute(0, 3, 1, 2)
+        save_grid(out, grid, min(args.nrow, shown))
+        written = [f"grid    {out}" + (f" (the first {shown})" if shown < args.n else "")]
+        if args.save_npy:
+            put_in_place(part, array)
+            written.append(f"array   {out.with_suffix('.npy')} {(args.n, *row_shape)} uint8")
+        if png_dir:
+            written.append(f"images  {png_dir}/ ({args.n} files)")
+        return written
     finally:
         if process.is_first:
             part.unlink(missing_ok=True)
+
+
+def check_room(args: argparse.Namespace, out: Path, png_dir: Path | None, row_bytes: int) -> None:
+    """Make the folders of the output.
+
+    Raises:
+        UserError: the images do not fit on the disk, or would mix with those of another run.
+    """
+    for folder in filter(None, (out.parent, png_dir)):
+        folder.mkdir(parents=True, exist_ok=True)
+    if args.n * row_bytes > shutil.disk_usage(out.parent).free:
+        raise UserError(f"{out.parent} has no room for --n {args.n} images")
+    if png_dir and any(is_stale(file, args.n) for file in png_dir.glob("*.png")):
+        raise UserError(f"--save-png {png_dir} holds images that this run would not replace")
 
 
 def is_stale(file: Path, n: int) -> bool:
@@ -215,7 +258,7 @@ def is_stale(file: Path, n: int) -> bool:
     return not file.stem.isdecimal() or int(file.stem) >= n
 
 
-def progress_bar(total: int, args: argparse.Namespace, process: "Process"):
+def progress_bar(total: int, args: argparse.Namespace, out: Path, process: "Process"):
     """Return a bar over images that advances by sampling steps."""
     from tqdm import tqdm
 
@@ -226,13 +269,12 @@ def progress_bar(total: int, args: argparse.Namespace, process: "Process"):
             self.steps_done += images
             self.update(self.steps_done // args.steps - self.n)
 
-    return Bar(total=total, unit="img", desc=default_name(args), disable=not process.is_first)
+    return Bar(total=total, unit="img", desc=out.stem, disable=not process.is_first)
 
 
 def write_film(sampler: Sampler, n: int, path: Path) -> None:
     """Write an animation of the reverse process: x_t beside the predicted x_0."""
     from lab.data import to_uint8
-    from lab.files import write_atomically
     from lab.pictures import make_grid, to_pil
 
     import torch
@@ -248,7 +290,6 @@ def write_film(sampler: Sampler, n: int, path: Path) -> None:
     buffer = io.BytesIO()
     shown[0].save(buffer, "GIF", save_all=True, append_images=shown[1:], duration=80, loop=0)
     write_atomically(path, buffer.getbuffer())
-    print(f"film    {path} (x_t beside the predicted x_0)")
 
 
 if __name__ == "__main__":

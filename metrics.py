@@ -14,7 +14,12 @@ KID (LeNet features): lower is better
 precision, recall: higher is better
     Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1-2, k = 3, with equally many real and generated
     images. Precision is the share of samples that look real, recall the share of real images that
-    the samples cover.
+    the samples cover. One outlier among the real images can spoil precision: all-black images have
+    a precision of 1.
+density, coverage: higher is better
+    Naeem et al. 2020, arXiv:2002.09797, k = 5, for the same images: precision and recall that
+    outliers do not spoil. Density may exceed 1. Coverage is the share of real images with a sample
+    nearby.
 confidence, labels
     The mean of the classifier's largest digit probability, and how often it reads each digit.
 novelty, copies
@@ -121,21 +126,44 @@ def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, flo
         With other fakes, recall varies up to a third more than its standard error says.
     """
     real, fake = real.double(), fake.double()
-    precise, found = _within(fake, real, k), _within(real, fake, k)
-    return (
-        *(precise.mean().item(), _standard_error(precise)),
-        *(found.mean().item(), _standard_error(found)),
-    )
+    precise = (_balls_around(fake, real, k) > 0).double()
+    found = (_balls_around(real, fake, k) > 0).double()
+    return _mean_and_error(precise) + _mean_and_error(found)
 
 
-def _within(points: Tensor, centres: Tensor, k: int) -> Tensor:
-    """Return (len(points),) float64: 1 inside the manifold of the centres, 0 outside."""
+def density_coverage(real: Tensor, fake: Tensor, k: int = 5) -> tuple[float, float, float, float]:
+    """Return density and coverage with their standard errors (Naeem et al. 2020).
+
+    The ball of a real point has the distance to its k-th nearest real point as its radius. Density
+    is the number of balls around a fake, divided by k. Coverage is the share of balls with a fake.
+
+    Returns:
+        Density, its standard error over the fakes, coverage, its standard error over the reals.
+    """
+    real, fake = real.double(), fake.double()
+    nearest_fake = torch.cat([torch.cdist(r, fake).amin(1) for r in real.split(1000)])
+    covered = (nearest_fake <= _radii(real, k)).double()
+    return _mean_and_error(_balls_around(fake, real, k) / k) + _mean_and_error(covered)
+
+
+def _balls_around(points: Tensor, centres: Tensor, k: int) -> Tensor:
+    """Return (len(points),) float64: in how many balls of the centres each point lies."""
+    radii = _radii(centres, k)
+    return torch.cat(
+        [(torch.cdist(p, centres) <= radii).sum(1) for p in points.split(1000)]
+    ).double()
+
+
+def _radii(points: Tensor, k: int) -> Tensor:
+    """Return the distance of each point to its k-th nearest other point."""
     # the (k + 1)-th smallest: a point is its own nearest
-    radii = torch.cat(
-        [torch.cdist(c, centres).kthvalue(k + 1, dim=1).values for c in centres.split(1000)]
+    return torch.cat(
+        [torch.cdist(p, points).kthvalue(k + 1, dim=1).values for p in points.split(1000)]
     )
-    inside = [(torch.cdist(p, centres) <= radii).any(1) for p in points.split(1000)]
-    return torch.cat(inside).double()
+
+
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    return values.mean().item(), _standard_error(values)
 
 
 def nearest(images: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,12 +249,14 @@ def score(
 
     Returns:
         A dict of Python numbers, JSON-able. Keys that end in `_se` are standard errors over the
-        samples; recall_se is over the test images.
+        samples; recall_se and coverage_se are over the test images.
 
         n, n_test, n_manifold   images scored, test images, images per side in precision and recall
         frechet, frechet_se     Fréchet distance (LeNet features)
         kid, kid_se             KID (LeNet features)
         precision, precision_se, recall, recall_se   in [0, 1]
+        density, density_se     >= 0, about 1 for real images
+        coverage, coverage_se   in [0, 1]
         confidence, confidence_se   mean of the largest probability of a digit, in [0, 1]
         labels                  10 counts
         label_entropy, label_entropy_se   entropy of their shares, in bits, at most log2(10)
@@ -268,9 +298,9 @@ def _fidelity(feats: Tensor, probs: Tensor, weights: str | Path, data_dir: str |
     others = [torch.cat(parts[:i] + parts[i + 1 :]) for i in range(SUBSETS)]
     kid_value, kid_se = kid(feats, test)
     # equally many of both, as in the paper: a denser set has smaller balls
-    precision, precision_se, recall, recall_se = precision_recall(
-        test[_draw(len(test), m)], feats[_draw(n, m)]
-    )
+    pair = test[_draw(len(test), m)], feats[_draw(n, m)]
+    precision, precision_se, recall, recall_se = precision_recall(*pair)
+    density, density_se, coverage, coverage_se = density_coverage(*pair)
     confidence, labels = probs.max(1)
     counts = labels.bincount(minlength=NO_DIGIT)
     surprisal = -(counts.double() / n).log2()[labels]  # in bits; the entropy is its mean
@@ -286,6 +316,10 @@ def _fidelity(feats: Tensor, probs: Tensor, weights: str | Path, data_dir: str |
         "precision_se": precision_se,
         "recall": recall,
         "recall_se": recall_se,
+        "density": density,
+        "density_se": density_se,
+        "coverage": coverage,
+        "coverage_se": coverage_se,
         "confidence": confidence.mean().item(),
         "confidence_se": _standard_error(confidence),
         "labels": counts.tolist(),
@@ -373,6 +407,8 @@ def format_table(columns: dict[str, dict]) -> str:
         "KID (LeNet features)": error("kid", 2),
         "precision": error("precision", 3),
         "recall": error("recall", 3),
+        "density": error("density", 3),
+        "coverage": error("coverage", 3),
         "  images per side": lambda s: f"{s['n_manifold']:,}",
         "confidence": error("confidence", 4),
         "labels' entropy, of 3.32 bits": error("label_entropy", 3),
@@ -482,13 +518,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     sizes = sorted({s["n"] for s in scores.values()})
     references = {n: reference(n, **where) for n in sizes}
     sha256 = hashlib.sha256(args.weights.read_bytes()).hexdigest()
-    print(f"against the 10,000 test images of MNIST; classifier {args.weights} ({sha256[:8]})\n")
-    print(format_table(scores | {f"real, n {s['n']:,}": s for s in references.values()}))
-    print(
-        "\n± is the standard error over the samples (recall: over the test images). The Fréchet\n"
-        "distance falls as n grows: compare equal n only. The column 'real' is the score of real\n"
-        "training images; its novelty is that of test images."
-    )
     if args.json:
         report = {"weights": str(args.weights), "sha256": sha256}
         report |= {"scores": scores, "references": references}
@@ -496,6 +525,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.pairs:
         blocks["test images"] = pairs_of_test_images(**where)
         save_pairs(args.pairs, blocks)
+    print(f"against the 10,000 test images of MNIST; classifier {args.weights} ({sha256[:8]})\n")
+    print(format_table(scores | {f"real, n {s['n']:,}": s for s in references.values()}))
+    print(
+        "\n± is the standard error over the samples (recall and coverage: over the test images).\n"
+        "The Fréchet distance falls as n grows: compare equal n only. The column 'real' is the\n"
+        "score of real training images; its novelty is that of test images."
+    )
     return 0
 
 

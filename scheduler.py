@@ -21,6 +21,10 @@ the one that really comes next in `timesteps`; diffusers assumes t - T // S. The
 "trailing". DDIM's eta scales the variance, and its eps is derived from the clipped x_0 (see
 `DDIMScheduler`).
 
+A schedule must end in nearly pure noise, because sampling starts there. linear, scaled_linear and
+sigmoid betas are made for T = 1000: at T = 100 abar_T is 0.36. With fewer timesteps use the cosine
+schedule or `rescale_betas_zero_snr`.
+
 To add a noise schedule, edit `make_betas` and BETA_SCHEDULES. To add a sampler, write a subclass
 with a `step` method and add it to SAMPLERS at the end of this file.
 
@@ -30,9 +34,11 @@ with a `step` method and add it to SAMPLERS at the end of this file.
         x = scheduler.step(model(x, t), t, x, eta=0.0).prev_sample
 """
 
+import inspect
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -57,6 +63,16 @@ PREDICTION_TYPES = {
 }
 
 Noise = Tensor | Callable[[], Tensor]  # the noise of a step, or a function that draws it
+
+
+class Config(dict):
+    """The arguments of a scheduler: a dictionary whose entries are attributes, too."""
+
+    def __getattr__(self, name: str):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the config has no {name!r}") from None
 
 
 class SchedulerOutput(NamedTuple):
@@ -126,6 +142,8 @@ class DDPMScheduler:
     Attributes:
         betas, alphas, alphas_cumprod: (T,) float64 on the CPU.
         timesteps: (S,) int64, strictly descending; all T of them until `set_timesteps` is called.
+        num_inference_steps: S, or None until `set_timesteps` is called.
+        init_noise_sigma: 1.0, the standard deviation of x_T.
         config: the constructor's arguments, JSON-able. `DDPMScheduler(**config)` makes a copy.
 
     Raises:
@@ -149,7 +167,7 @@ class DDPMScheduler:
         rescale_betas_zero_snr: bool = False,
     ):
         if trained_betas is not None:
-            trained_betas = torch.as_tensor(trained_betas, dtype=torch.float64)
+            trained_betas = torch.as_tensor(_plain(trained_betas), dtype=torch.float64)
             if trained_betas.ndim != 1:
                 raise ValueError(f"trained_betas must be (T,), not {tuple(trained_betas.shape)}")
             trained_betas = trained_betas.tolist()
@@ -159,10 +177,7 @@ class DDPMScheduler:
                     f"but trained_betas has {len(trained_betas)} values"
                 )
             num_train_timesteps = len(trained_betas)
-        if not _is_int(num_train_timesteps) or num_train_timesteps < 1:
-            raise ValueError(
-                f"num_train_timesteps must be an int >= 1, not {num_train_timesteps!r}"
-            )
+        num_train_timesteps = _int("num_train_timesteps", num_train_timesteps, 1)
         for name, value, allowed in (
             ("beta_schedule", beta_schedule, BETA_SCHEDULES),
             ("prediction_type", prediction_type, tuple(PREDICTION_TYPES)),
@@ -191,19 +206,19 @@ class DDPMScheduler:
                 raise ValueError("rescale_betas_zero_snr needs num_train_timesteps >= 2, not 1")
             betas = rescale_zero_terminal_snr(betas)
 
-        self.config = {
-            "num_train_timesteps": num_train_timesteps,
-            "beta_start": beta_start,
-            "beta_end": beta_end,
-            "beta_schedule": beta_schedule,
-            "trained_betas": trained_betas,
-            "prediction_type": prediction_type,
-            "variance_type": variance_type,
-            "clip_sample": clip_sample,
-            "clip_sample_range": clip_sample_range,
-            "timestep_spacing": timestep_spacing,
-            "rescale_betas_zero_snr": rescale_betas_zero_snr,
-        }
+        self.config = Config(
+            num_train_timesteps=num_train_timesteps,
+            beta_start=float(beta_start),
+            beta_end=float(beta_end),
+            beta_schedule=beta_schedule,
+            trained_betas=trained_betas,
+            prediction_type=prediction_type,
+            variance_type=variance_type,
+            clip_sample=bool(clip_sample),
+            clip_sample_range=float(clip_sample_range),
+            timestep_spacing=timestep_spacing,
+            rescale_betas_zero_snr=bool(rescale_betas_zero_snr),
+        )
         self.num_train_timesteps = num_train_timesteps
         self.prediction_type = prediction_type
         self.betas = betas
@@ -219,6 +234,25 @@ class DDPMScheduler:
         self._abar = self.alphas_cumprod.tolist()
         self._forward_tables: dict[tuple, tuple[Tensor, Tensor]] = {}
         self._visit(range(num_train_timesteps - 1, -1, -1))
+        self.num_inference_steps: int | None = None
+        self.init_noise_sigma = 1.0
+
+    @classmethod
+    def from_config(cls, config: Mapping, **changes) -> Self:
+        """Return a scheduler with the arguments of another one's config, such as diffusers'.
+
+        Arguments that this class does not know are left out.
+        """
+        known = {name for c in cls.__mro__ for name in inspect.signature(c.__init__).parameters}
+        return cls(**{k: v for k, v in (dict(config) | changes).items() if k in known})
+
+    def __len__(self) -> int:
+        """Return T."""
+        return self.num_train_timesteps
+
+    def scale_model_input(self, sample: Tensor, timestep: int | Tensor | None = None) -> Tensor:
+        """Return the sample. (Loops for diffusers call this; here no scaling is needed.)"""
+        return sample
 
     # ---------------------------------------------------------------- which timesteps are visited
 
@@ -252,8 +286,9 @@ class DDPMScheduler:
         if (num_inference_steps is None) == (timesteps is None):
             raise ValueError("give exactly one of num_inference_steps and timesteps")
         if timesteps is not None:
-            timesteps = torch.as_tensor(timesteps).tolist()
-            if not isinstance(timesteps, list) or not timesteps or not all(map(_is_int, timesteps)):
+            timesteps = torch.as_tensor(_plain(timesteps)).tolist()
+            is_list = isinstance(timesteps, list) and timesteps
+            if not is_list or not all(type(t) is int for t in timesteps):
                 raise ValueError(f"timesteps must be a non-empty list of ints, not {timesteps}")
             if any(a <= b for a, b in zip(timesteps, timesteps[1:], strict=False)):
                 raise ValueError(f"timesteps must be strictly descending, not {timesteps}")
@@ -262,9 +297,7 @@ class DDPMScheduler:
             self._visit(timesteps, device)
             return
 
-        S = num_inference_steps
-        if not _is_int(S) or not 1 <= S <= T:
-            raise ValueError(f"num_inference_steps must be an int in [1, {T}], not {S!r}")
+        S = _int("num_inference_steps", num_inference_steps, 1, T)
         spacing = self.config["timestep_spacing"]
         # Python's round, like numpy's, rounds halves to even. `stride` has the rounding error of
         # np.arange(T, 0, -T/S), so "trailing" equals diffusers' even where a half depends on it.
@@ -279,6 +312,7 @@ class DDPMScheduler:
 
     def _visit(self, timesteps: Sequence[int], device: torch.device | str | None = None) -> None:
         self.timesteps = torch.tensor(list(timesteps), dtype=torch.int64, device=device)
+        self.num_inference_steps = len(timesteps)
         self._previous = dict(zip(timesteps, [*timesteps[1:], -1], strict=True))
 
     def previous_timestep(self, timestep: int | Tensor) -> int:
@@ -287,7 +321,11 @@ class DDPMScheduler:
         Raises:
             ValueError: the timestep is not one of `self.timesteps`.
         """
-        t = timestep.item() if isinstance(timestep, Tensor) else timestep
+        t = timestep
+        if hasattr(t, "ndim"):  # a tensor, or a number or an array of numpy
+            if t.ndim:
+                raise ValueError(f"a step has one timestep, not an array of shape {tuple(t.shape)}")
+            t = t.item()
         if t not in self._previous:
             raise ValueError(
                 f"timestep {timestep} is not among the {len(self._previous)} timesteps in use, "
@@ -333,7 +371,7 @@ class DDPMScheduler:
         _check_same_shape("noise", noise, "the samples", x0)
         if not x0.is_floating_point():
             raise ValueError(f"the samples must be floats, scaled to [-1, 1], not {x0.dtype}")
-        t = torch.as_tensor(timesteps)
+        t = torch.as_tensor(_plain(timesteps))
         if t.is_floating_point() or t.dtype == torch.bool:
             raise ValueError(f"timesteps must be integers, not {t.dtype}")
         if t.ndim > 1 or (t.ndim == 1 and len(t) not in (1, *x0.shape[:1])):
@@ -379,8 +417,8 @@ class DDPMScheduler:
                 function is called only if the step adds noise.
 
         Raises:
-            ValueError: the timestep is not in use, shapes do not match, or both a generator and
-                noise are given.
+            ValueError: the timestep is not one of those in use, shapes do not match, tensors are
+                not floats, or both a generator and noise are given.
         """
         self._check_step(model_output, sample, generator, variance_noise)
         abar_t, abar_prev = self._abar_pair(timestep)
@@ -417,6 +455,9 @@ class DDPMScheduler:
     @staticmethod
     def _check_step(model_output, sample, generator, variance_noise) -> None:
         _check_same_shape("model_output", model_output, "sample", sample)
+        for name, x in (("model_output", model_output), ("sample", sample)):
+            if not x.is_floating_point():
+                raise ValueError(f"{name} must be floats, not {x.dtype}")
         if isinstance(variance_noise, Tensor):
             _check_same_shape("variance_noise", variance_noise, "sample", sample)
         if variance_noise is not None and generator is not None:
@@ -525,8 +566,23 @@ def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _is_int(x: object) -> bool:
-    return isinstance(x, int) and not isinstance(x, bool)
+def _int(name: str, value: object, low: int, high: int | None = None) -> int:
+    """Return an int of Python or numpy as Python's, if it lies in [low, high]."""
+    wanted = f"an int >= {low}" if high is None else f"an int in [{low}, {high}]"
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = low - 1
+    if isinstance(value, bool) or number < low or (high is not None and number > high):
+        raise ValueError(f"{name} must be {wanted}, not {value!r}")
+    return number
+
+
+def _plain(values: object) -> object:
+    """Return an array of numpy as a list: torch refuses negative strides."""
+    return (
+        values.tolist() if hasattr(values, "tolist") and not isinstance(values, Tensor) else values
+    )
 
 
 def _check_same_shape(name: str, x: Tensor, other_name: str, other: Tensor) -> None:

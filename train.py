@@ -7,16 +7,22 @@ several GPUs:     torchrun --nproc-per-node=8 train.py --pred v --batch-size 512
 several nodes:    torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d \\
                            --rdzv-endpoint=HOST:29500 train.py --pred v --batch-size 1024
 after a stop:     python train.py --resume checkpoints/v.state.pt
+a longer run:     python train.py --resume checkpoints/v.state.pt --epochs 10
 
 It writes OUT.pt (the checkpoint for infer.py), OUT.state.pt (for --resume), OUT.jsonl (the log),
-OUT.png (the loss curve) and sample grids. Ctrl-C saves and exits. A run that was stopped or killed
-and then resumed ends with the same weights as an uninterrupted one, bit for bit on a CPU. This does
-not hold for --minutes, which follows the clock.
+OUT.png (the loss curve) and sample grids. The files of an earlier run are kept as OUT.1.pt and so
+on. Ctrl-C saves and exits. A run that was stopped or killed and then resumed ends with the same
+weights as an uninterrupted one, bit for bit on a CPU, if its length is given in epochs or steps and
+does not change.
 """
 
 import argparse
+import math
+import shlex
 import signal
+import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from datetime import timedelta
 from pathlib import Path
@@ -26,9 +32,11 @@ from lab.data import DATASETS, load_dataset, to_uint8, to_unit_range
 from lab.device import bfloat16_convolutions
 from lab.distributed import Process, launch
 from lab.errors import UserError
+from lab.files import only_process
 from lab.pictures import save_grid
 from lab.recipe import Recipe
-from lab.runs import PRED_OPTIONS, Meter, Run, RunFiles, read_state, stop_signals
+from lab.run_files import RunFiles
+from lab.runs import PRED_OPTIONS, Meter, Run, read_state
 
 import torch
 from torch import Tensor
@@ -38,6 +46,8 @@ from diffusion import sample, training_loss
 from scheduler import BETA_SCHEDULES, DDIMScheduler
 
 RECIPE = [field.name for field in fields(Recipe)]
+LENGTH = ("epochs", "steps", "minutes")
+WELL_MIXED = 0.01  # abar_T above it: x_T still shows the image, and N(0, I) is the wrong start
 
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[str]]:
@@ -56,7 +66,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
     length = main.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=natural, help="length of the run (default: 5 epochs)")
     length.add_argument("--steps", type=natural, help="length of the run in optimizer steps")
-    length.add_argument("--minutes", type=positive, help="length of the run in wall-clock minutes")
+    length.add_argument(
+        "--minutes",
+        type=cli.number(float, 0, 1e6, open_low=True),
+        help="length of the run in wall-clock minutes",
+    )
     main.add_argument("--seed", type=cli.number(int, 0, 2**31), help="seed of weights and noise")
     main.add_argument("--resume", metavar="FILE.state.pt", help="continue this run")
 
@@ -117,23 +131,50 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
     return args, {name for name, value in vars(given).items() if value is not None}
 
 
-def take_over(args: argparse.Namespace, given: set[str], state: dict) -> None:
+def take_over(args: argparse.Namespace, given: set[str], state: dict) -> str | None:
     """Replace the arguments that were not given by those of the run to resume.
 
-    The run continues in the folder of its state, wherever it was written.
+    The run continues in the folder of its state, wherever it was written. Its length may change.
+
+    Returns:
+        A note for the user if the length changes.
 
     Raises:
-        UserError: an argument that was given contradicts the recipe of the run.
+        UserError: an argument that was given contradicts the recipe of the run, or the stored ones
+            cannot be used.
     """
-    for name in sorted(given.intersection(RECIPE)):
-        if getattr(args, name) != state["recipe"].get(name):
+    try:
+        stored, _ = parse_args(cli.as_command_line(state["options"] | state["recipe"]))
+    except (UserError, AttributeError, TypeError) as error:
+        raise UserError(f"{args.resume} holds unusable arguments: {error}") from None
+    for name in sorted(given.intersection(RECIPE).difference(LENGTH)):
+        if getattr(args, name) != getattr(stored, name):
             raise UserError(
                 f"--{name.replace('_', '-')} {getattr(args, name)} contradicts {args.resume}, "
-                f"whose run has {state['recipe'].get(name)}: leave it out"
+                f"whose run has {getattr(stored, name)}: leave it out"
             )
+    note, length = None, {name: getattr(args, name) for name in LENGTH}
+    if given.intersection(LENGTH) and length != {name: getattr(stored, name) for name in LENGTH}:
+        vars(stored).update(length)
+        note = (
+            "the length of the run changes: from here on the learning rate falls to 0 along the "
+            "line of the new length, so the result is not that of one run of this length"
+        )
     kept = {name: getattr(args, name) for name in given}
     out = args.resume.removesuffix(".state.pt") + ".pt"
-    vars(args).update(state["options"] | state["recipe"] | {"out": out} | kept)
+    vars(args).update(vars(stored) | {"out": out} | kept)
+    return note
+
+
+def check_schedule(run: Run) -> str | None:
+    """Return a note if the schedule does not end in nearly pure noise."""
+    abar_T = run.scheduler.alphas_cumprod[-1].item()
+    if abar_T <= WELL_MIXED:
+        return None
+    return (
+        f"abar_T is {abar_T:.2g}, but sampling starts from pure noise, which is abar_T = 0: "
+        "use --schedule cosine, --zero-snr or more --timesteps"
+    )
 
 
 # ------------------------------------------------------------------------------- now and then
@@ -161,29 +202,6 @@ def preview(run: Run, path: Path, steps: int) -> None:
     save_grid(path, to_uint8(x), nrow=8)
 
 
-def log(run: Run, files: RunFiles, process: Process, **record: float) -> None:
-    """Add a line to the log of the run and to its file."""
-    head = {"step": run.step, "images": run.step * run.recipe.batch_size}
-    run.log.append(head | record)
-    if process.is_first:
-        files.append_to_log(run.log[-1])
-
-
-def raise_if_not_finite(
-    run: Run,
-    losses: list[float],
-    norms: list[float],
-    lr: float,
-    files: RunFiles,
-    saved_step: int | None,
-) -> None:
-    """Raise a UserError, with the last good checkpoint, if a loss or weight is not finite."""
-    problem = run.what_is_not_finite(losses, norms)
-    if problem is not None:
-        good = "none" if saved_step is None else f"{files.state} (step {saved_step})"
-        raise UserError(f"{problem}, learning rate {lr:.3g}; last good checkpoint: {good}")
-
-
 def progress_bar(run: Run, process: Process) -> tqdm:
     return tqdm(
         total=run.total_steps * run.recipe.batch_size,
@@ -201,45 +219,58 @@ def progress_bar(run: Run, process: Process) -> tqdm:
 
 def main() -> int:
     args, given = parse_args()
-    state = read_state(args.resume) if args.resume else None
-    if state is not None:
-        take_over(args, given, state)
+    notes, state = [], None
+    if args.resume:
+        state = read_state(args.resume)
+        notes.append(take_over(args, given, state))
+    files = RunFiles(Path(args.out), Path(args.samples))
     with launch(args.device, backend="nccl", timeout=timedelta(minutes=30)) as process:
         if args.batch_size % process.world:
             raise UserError(
                 f"--batch-size {args.batch_size} does not split over {process.world} processes"
             )
-        if process.is_first:  # it downloads what is missing, and the others wait
-            load_dataset(args.dataset, "train", args.data)
-        process.barrier()
-        images, held_out = (
-            load_dataset(args.dataset, split, args.data)[0].to(process.device)
-            for split in ("train", "test")
-        )
-        run = Run(Recipe(**{name: getattr(args, name) for name in RECIPE}), images)
-        note = run.load(state) if state is not None else None
-        if note and process.is_first:
-            tqdm.write(f"note: {note}")
-        return train(run, args, process, held_out[:2048])
+        with only_process(files.checkpoint) if process.is_first else nullcontext():
+            if process.is_first:  # it downloads what is missing, and the others wait
+                load_dataset(args.dataset, "train", args.data)
+            process.barrier()
+            images, held_out = (
+                load_dataset(args.dataset, split, args.data)[0].to(process.device)
+                for split in ("train", "test")
+            )
+            run = Run(Recipe(**{name: getattr(args, name) for name in RECIPE}), images)
+            if state is not None:
+                notes.append(run.load(state))
+            notes.append(check_schedule(run))
+            if process.is_first:
+                files.grid.parent.mkdir(parents=True, exist_ok=True)  # or fail now, not later
+                if args.resume:
+                    files.check_run(run.id)
+                else:
+                    notes.append(files.keep_earlier_run())
+                for note in filter(None, notes):
+                    tqdm.write(f"note: {note}", file=sys.stderr)
+            return train(run, args, files, process, held_out[:2048])
 
 
-def train(run: Run, args: argparse.Namespace, process: Process, held_out: Tensor) -> int:
+def train(
+    run: Run, args: argparse.Namespace, files: RunFiles, process: Process, held_out: Tensor
+) -> int:
     """Train until the run ends or a signal stops it. Returns the exit code."""
-    recipe, files, samples = run.recipe, RunFiles(Path(args.out)), Path(args.samples)
-    options = {k: v for k, v in vars(args).items() if k not in RECIPE and k != "resume"}
+    recipe, first = run.recipe, process.is_first
+    options = {k: v for k, v in vars(args).items() if k not in (*RECIPE, "out", "resume")}
     save_every = args.save_every or run.steps_per_epoch
-    if process.is_first:
-        samples.mkdir(parents=True, exist_ok=True)  # an error comes now, not after an epoch
-        for note in files.keep_earlier_run() if not args.resume else ():
-            tqdm.write(note)
-        files.write_log(run.log)
-
     model = torch.compile(run.model) if args.compile else run.model
     model, share = process.parallel(model), process.share(recipe.batch_size)
-    meter, saved_step = Meter(), run.step if args.resume else None
+    if first and not args.resume:
+        run.save_state(files, options)  # from now on --resume continues this run
+    meter, saved_step, stop_every = Meter(), run.step, 1
     log_time = time.monotonic()
     started = log_time - run.elapsed
-    with stop_signals() as signals, progress_bar(run, process) as bar:
+    signals: list[int] = []
+    with (
+        cli.handle_stop_signals(lambda number, _: signals.append(number)),
+        progress_bar(run, process) as bar,
+    ):
         while not run.finished:
             # ----- draw images, compute the loss of Algorithm 1, take a step along its gradient
             x0, lr = to_unit_range(run.next_images()), recipe.lr * run.lr_factor
@@ -254,44 +285,57 @@ def train(run: Run, args: argparse.Namespace, process: Process, held_out: Tensor
             # ----- now and then, read the numbers back from the device
             log_due = len(meter) == args.log_every or (recipe.minutes and run.step == 5)
             save_due = run.step % save_every == 0
-            stop_now = signals and process.world == 1  # several processes agree on it at a log
-            if not (log_due or save_due or run.epoch_ends or stop_now):
+            stop = run.step % stop_every == 0 and process.any(bool(signals))
+            if not (log_due or save_due or run.epoch_ends or stop):
                 continue
-            run.elapsed, stop = process.max(time.monotonic() - started, bool(signals))
-            images_per_s = len(meter) * recipe.batch_size / (time.monotonic() - log_time)
+            now = time.monotonic()
+            steps_per_s = len(meter) / (now - log_time)
+            run.elapsed, stop_every = process.agree((now - started, math.ceil(steps_per_s)))
             losses, norms = meter.read(process)
-            raise_if_not_finite(run, losses, norms, lr, files, saved_step)
-            loss = sum(losses) / len(losses)
-            record = {"loss": loss, "lr": lr, "images_per_s": images_per_s, "elapsed": run.elapsed}
-            log(run, files, process, **record)
+            run.check_finite(losses, norms, lr, f"{files.state} (step {saved_step})")
+            line = run.add_to_log(
+                loss=sum(losses) / len(losses),
+                lr=lr,
+                images_per_s=steps_per_s * recipe.batch_size,
+                elapsed=run.elapsed,
+            )
+            bar.set_postfix(loss=f"{line['loss']:.4f}", refresh=False)
             run.fit_to_the_clock()
             bar.total = run.total_steps * recipe.batch_size
-            bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
 
-            # ----- validate, save, draw
+            # ----- write the log, validate, save, draw
+            if first:
+                files.append_to_log(line)
             if run.epoch_ends:
-                log(run, files, process, val_loss=validation_loss(run, held_out))
+                line = run.add_to_log(val_loss=validation_loss(run, held_out))
+                if first:
+                    files.append_to_log(line)
             if save_due or stop or run.finished:
                 saved_step = run.step
-                if process.is_first:
+                if first:
                     run.save(files, options)
-            if run.epoch_ends and not run.finished and process.is_first:
-                epoch = run.step // run.steps_per_epoch
-                preview(run, samples / f"{files.checkpoint.stem}-epoch{epoch:02d}.png", steps=20)
+            if run.epoch_ends and not run.finished and first:
+                preview(run, files.grid_of_epoch(run.step // run.steps_per_epoch), steps=20)
             if stop and not run.finished:
-                if process.is_first:
-                    tqdm.write(f"stopped at step {run.step} of {run.total_steps}; continue with")
-                    tqdm.write(f"  python train.py --resume {files.state}")
+                if first:
+                    tell_how_to_resume(run, files, process)
                 return 128 + (signals[0] if signals else signal.SIGTERM)
             log_time = time.monotonic()
 
-    if process.is_first:
-        grid = samples / f"{files.checkpoint.stem}.png"
-        preview(run, grid, steps=50)
+    if first:
+        preview(run, files.grid, steps=50)
         files.draw_loss_curve(run.log, recipe.density)
-        print(f"checkpoint  {files.checkpoint}\nsamples     {grid}")
+        print(f"checkpoint  {files.checkpoint}\nsamples     {files.grid}")
         print(f"loss curve  {files.loss_curve}\nlog         {files.log}")
     return 0
+
+
+def tell_how_to_resume(run: Run, files: RunFiles, process: Process) -> None:
+    """Print the command that continues a stopped run."""
+    several = ("torchrun", f"--nproc-per-node={process.world}", "--")
+    launcher = several if process.world > 1 else ("python",)
+    command = shlex.join([*launcher, sys.argv[0], "--resume", str(files.state)])
+    tqdm.write(f"stopped at step {run.step} of {run.total_steps}; continue with\n  {command}")
 
 
 if __name__ == "__main__":

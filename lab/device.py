@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
-from lab.errors import UserError, first_line
+from lab.errors import UserError, one_line
 
 import torch
 
@@ -31,7 +31,7 @@ def pick_device(name: str) -> torch.device:
             torch.cuda.set_device(device)
         torch.empty(1, device=device)  # a name can be well formed and its device missing
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used: {first_line(error)}") from None
+        raise UserError(f"--device {name} cannot be used: {one_line(error)}") from None
     if device.type == "cpu":
         keep_freed_memory()
     return device

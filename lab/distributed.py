@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from lab.device import pick_device
+from lab.errors import UserError
 
 import torch
 import torch.distributed as dist
@@ -51,13 +52,11 @@ class Process:
             dist.all_reduce(tensor, dist.ReduceOp.SUM)
         return tensor
 
-    def max(self, *values: float) -> list[float]:
-        """Return the largest of each value over all processes."""
-        if self.world == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64).to(self.device)
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return tensor.tolist()
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process."""
+        return (
+            bool(self.sum(torch.tensor(int(flag), device=self.device))) if self.world > 1 else flag
+        )
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """Return the model such that its gradients are averaged over all processes."""
@@ -74,9 +73,9 @@ def launch(device: str, *, backend: str = "gloo", timeout: timedelta) -> Iterato
         timeout: how long a process waits for the others.
 
     Raises:
-        UserError: the device cannot be used.
+        UserError: the device cannot be used, or the environment is not one that torchrun makes.
     """
-    world, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    world, rank = _world_and_rank()
     process = Process(pick_device(device), world, rank)
     if world > 1:
         backend = backend if process.device.type == "cuda" else "gloo"
@@ -86,3 +85,20 @@ def launch(device: str, *, backend: str = "gloo", timeout: timedelta) -> Iterato
     finally:
         if world > 1:
             dist.destroy_process_group()
+
+
+def _world_and_rank() -> tuple[int, int]:
+    names = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")
+    values = {name: os.environ.get(name) for name in names}
+    if values["WORLD_SIZE"] in (None, "1"):
+        return 1, 0
+    try:
+        world, rank = int(values["WORLD_SIZE"]), int(values["RANK"])
+        if not 0 <= rank < world or None in values.values():
+            raise ValueError
+    except (TypeError, ValueError):
+        found = " ".join(f"{name}={value}" for name, value in values.items())
+        raise UserError(
+            f"the environment has {found}: start several processes with torchrun, or unset these"
+        ) from None
+    return world, rank

@@ -1,23 +1,17 @@
 """A training run: what decides it, what it keeps between two steps, and its files."""
 
-import contextlib
 import copy
-import json
 import math
-import os
-import shutil
-import signal
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import uuid
+from dataclasses import asdict
 from pathlib import Path
 
 from lab import checkpoint
 from lab.distributed import Process
-from lab.errors import UserError, first_line
-from lab.files import write_atomically
+from lab.errors import UserError, one_line
 from lab.optim import ema_decay, learning_rate_factor, make_optimizers, update_ema
-from lab.pictures import new_figure, save_figure
 from lab.recipe import Recipe, loss_weights, timestep_cdf
+from lab.run_files import RunFiles
 
 import torch
 from torch import Tensor, nn
@@ -25,18 +19,11 @@ from torch import Tensor, nn
 from scheduler import PREDICTION_TYPES, DDPMScheduler
 from unet import UNet
 
-STATE_FORMAT = "ddpm-ddim-lab training state 2"
-STATE_KEYS = [
-    "recipe",
-    "options",
-    "step",
-    "elapsed",
-    "log",
-    "model",
-    "ema",
-    "optimizers",
-    "generator",
-]
+STATE_FORMAT = "ddpm-ddim-lab training state 3"
+STATE_KEYS = (
+    *("run", "recipe", "options", "step", "elapsed", "log"),
+    *("model", "ema", "optimizers", "generator"),
+)
 PRED_OPTIONS = {p.option: name for name, p in PREDICTION_TYPES.items()}  # --pred to prediction_type
 
 
@@ -48,6 +35,7 @@ class Run:
         images: (N, C, H, W) uint8, the training images, on the device to train on.
 
     Attributes:
+        id: a name of this run that no other run has.
         model, ema: the UNet in training and the moving average of its weights.
         step, total_steps: optimizer steps so far, and in the whole run.
         elapsed: seconds of training so far.
@@ -84,7 +72,10 @@ class Run:
         self.optimizers = make_optimizers(self.model, recipe.lr, recipe.muon_lr)
         self.generator = torch.Generator(device).manual_seed(recipe.seed)
 
-        self.step, self.elapsed, self.log = 0, 0.0, []
+        self.id = uuid.uuid4().hex
+        self.step, self.elapsed = 0, 0.0
+        self.log: list[dict] = []
+        self.add_to_log(run=self.id, recipe=asdict(recipe))
         self.steps_per_epoch = len(images) // recipe.batch_size
         # The length of a --minutes run is a first guess, see `fit_to_the_clock`.
         self.total_steps = recipe.steps or (recipe.epochs or 1000) * self.steps_per_epoch
@@ -142,20 +133,31 @@ class Run:
             left = self.recipe.minutes * 60 - self.elapsed
             self.total_steps = self.step + max(0, round(left / (self.elapsed / self.step)))
 
-    def what_is_not_finite(self, losses: list[float], norms: list[float]) -> str | None:
-        """Say which of the last steps had a loss or gradient that is not finite, or None."""
+    def check_finite(
+        self, losses: list[float], norms: list[float], lr: float, last_good: str
+    ) -> None:
+        """Raise a UserError if a loss or gradient of the last steps, or a weight, is not finite."""
+        problem = None
         first = self.step - len(losses) + 1
         for step, (loss, norm) in enumerate(zip(losses, norms, strict=True), start=first):
-            if not math.isfinite(loss + norm):
-                return f"the loss is {loss} and the norm of the gradient {norm} at step {step}"
-        if not torch.stack([p.isfinite().all() for p in self.model.parameters()]).all():
-            return f"the weights are no longer finite after step {self.step}"
-        return None
+            if problem is None and not math.isfinite(loss + norm):
+                problem = f"the loss is {loss} and the norm of the gradient {norm} at step {step}"
+        weights = torch.stack([p.isfinite().all() for p in self.model.parameters()])
+        if problem is None and not weights.all():
+            problem = f"the weights are no longer finite after step {self.step}"
+        if problem is not None:
+            raise UserError(f"{problem}, learning rate {lr:.3g}; last good state: {last_good}")
 
     # -------------------------------------------------------------------------------- save, load
 
-    def save(self, files: "RunFiles", options: dict) -> None:
-        """Write the model checkpoint and the training state.
+    def add_to_log(self, **entries: object) -> dict:
+        """Add a line to the log and return it."""
+        line = {"step": self.step, "images": self.step * self.recipe.batch_size} | entries
+        self.log.append(line)
+        return line
+
+    def save(self, files: RunFiles, options: dict) -> None:
+        """Write the model checkpoint, the training state and the log.
 
         Args:
             options: further arguments of the script, which a resumed run takes over.
@@ -164,6 +166,7 @@ class Run:
             UserError: a file cannot be written.
         """
         training = {
+            "run": self.id,
             "args": asdict(self.recipe),
             "step": self.step,
             "images": self.step * self.recipe.batch_size,
@@ -171,8 +174,13 @@ class Run:
         }
         shape = tuple(self.images.shape[1:])
         checkpoint.save_model(files.checkpoint, self.ema, self.scheduler, shape, training)
+        self.save_state(files, options)
+
+    def save_state(self, files: RunFiles, options: dict) -> None:
+        """Write the training state and the log: all of `save` but the model checkpoint."""
         state = {
             "format": STATE_FORMAT,
+            "run": self.id,
             "recipe": asdict(self.recipe),
             "options": options,
             "step": self.step,
@@ -184,6 +192,7 @@ class Run:
             "generator": self.generator.get_state(),
         }
         checkpoint.save(files.state, state)
+        files.write_log(self.log)
 
     def load(self, state: dict) -> str | None:
         """Go on from a training state that `read_state` returned; its recipe must be this run's.
@@ -202,15 +211,17 @@ class Run:
                 self.optimizers, state["optimizers"], strict=True
             ):
                 optimizer.load_state_dict(optimizer_state)
+            self.id, self.log = str(state["run"]), checked_log(state["log"])
             self.step, self.elapsed = int(state["step"]), float(state["elapsed"])
-            self.log = list(state["log"])
+            if self.step < 0 or not 0 <= self.elapsed < math.inf:
+                raise ValueError(f"step {self.step} after {self.elapsed} seconds")
             if len(state["generator"]) == len(self.generator.get_state()):
                 self.generator.set_state(state["generator"])
             else:
                 self.generator.manual_seed(self.recipe.seed + self.step)
                 note = "the state is from another type of device: t and eps get a new seed"
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"the training state does not fit: {first_line(error)}") from None
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"the training state does not fit: {one_line(error)}") from None
         self.fit_to_the_clock()
         return note
 
@@ -226,86 +237,19 @@ def read_state(path: str | Path) -> dict:
     return checkpoint.load(path, *STATE_KEYS, wanted=STATE_FORMAT)
 
 
-# ------------------------------------------------------------------------------- files of a run
+def checked_log(log: object) -> list[dict]:
+    """Return the lines of a log.
 
-
-@dataclass(frozen=True)
-class RunFiles:
-    """The files of a run, named after its checkpoint."""
-
-    checkpoint: Path
-
-    @property
-    def state(self) -> Path:
-        return self.checkpoint.with_suffix(".state.pt")
-
-    @property
-    def log(self) -> Path:
-        return self.checkpoint.with_suffix(".jsonl")
-
-    @property
-    def loss_curve(self) -> Path:
-        return self.checkpoint.with_suffix(".png")
-
-    def keep_earlier_run(self) -> list[str]:
-        """Give the files of an earlier run a second name, which this run does not overwrite.
-
-        Returns:
-            One note per file that was kept.
-        """
-        notes, stem = [], self.checkpoint.stem
-        for path in (self.checkpoint, self.state, self.log):
-            if path.exists():
-                previous = path.with_name(path.name.replace(stem, f"{stem}.previous", 1))
-                previous.unlink(missing_ok=True)
-                try:
-                    os.link(
-                        path, previous
-                    )  # the first save then replaces only one of the two names
-                except OSError:  # a file system without links
-                    shutil.copyfile(path, previous)
-                notes.append(f"note: {path} of an earlier run is kept as {previous}")
-        return notes
-
-    def write_log(self, log: list[dict]) -> None:
-        """Write the whole log, one JSON object per line."""
-        write_atomically(self.log, "".join(f"{json.dumps(r)}\n" for r in log).encode())
-
-    def append_to_log(self, record: dict) -> None:
-        """Add one line to the log.
-
-        Raises:
-            UserError: the file cannot be written.
-        """
-        try:
-            with open(self.log, "a") as file:
-                file.write(f"{json.dumps(record)}\n")
-        except OSError as error:
-            raise UserError(f"cannot write {self.log}: {error.strerror}") from None
-
-    def draw_loss_curve(self, log: list[dict], density: str) -> None:
-        """Draw the training and the validation loss against the number of images seen.
-
-        Both draw their timesteps from the same density, so the two lines can be compared.
-        """
-        figure, axes = new_figure(1, 1, 7, 4)
-        ax = axes[0, 0]
-        for key, style, label in (
-            ("loss", "-", "training images, weights in training"),
-            ("val_loss", "o-", "test images, moving average of the weights"),
-        ):
-            points = [(record["images"], record[key]) for record in log if key in record]
-            if points:
-                ax.plot(*zip(*points, strict=True), style, label=label, lw=1, ms=4)
-        ax.set(xlabel="images seen", ylabel=f"loss (t drawn from the {density} density)")
-        ax.set_yscale("log")
-        if ax.lines:
-            ax.legend()
-        ax.grid(alpha=0.3, which="both")
-        save_figure(figure, self.loss_curve)
-
-
-# --------------------------------------------------------------------------- what a loop needs
+    Raises:
+        ValueError: it is not what `Run.add_to_log` makes.
+    """
+    numbers = ("step", "images", "loss", "val_loss")
+    for line in log if isinstance(log, list) else [None]:
+        if not isinstance(line, dict) or not {"step", "images"} <= line.keys():
+            raise ValueError(f"{line!r:.50} is not a line of a log")
+        if not all(isinstance(line[key], int | float) for key in numbers if key in line):
+            raise ValueError(f"{line!r:.50} is not a line of a log")
+    return log
 
 
 class Meter:
@@ -328,16 +272,3 @@ class Meter:
         norms = torch.stack(self.norms).tolist()
         self.losses, self.norms = [], []
         return losses, norms
-
-
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Collect Ctrl-C and SIGTERM in a list, instead of ending the process."""
-    received: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda n, _: received.append(n)) for number in numbers]
-    try:
-        yield received
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

@@ -55,6 +55,9 @@ def hostile(tmp_path, good):
         "NaN weights": saved(contents | {"weights": nan}),
         "no such schedule": saved(contents | {"scheduler": {"beta_schedule": "odd"}}),
         "no image": saved(contents | {"image_shape": (1, 0, 0)}),
+        "an odd image": saved(contents | {"image_shape": (1, 27, 27)}),
+        "an image of words": saved(contents | {"image_shape": ("one", "two", "three")}),
+        "weights of words": saved(contents | {"weights": {"stem.weight": "heavy"}}),
     }
 
 
@@ -89,3 +92,20 @@ def test_the_shipped_checkpoints_load():
 def test_the_checkpoint_says_what_the_network_predicts(tiny_checkpoint):
     _, contents = checkpoint.load_model(tiny_checkpoint)
     assert contents["scheduler"]["prediction_type"] == "v_prediction"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_precisions_load_as_float32(tiny_checkpoint, tmp_path, dtype):
+    contents = torch.load(tiny_checkpoint, weights_only=True)
+    weights = {name: w.to(dtype) for name, w in contents["weights"].items()}
+    torch.save(contents | {"weights": weights}, tmp_path / "x.pt")
+    unet, _ = checkpoint.load_model(tmp_path / "x.pt")
+    assert all(torch.equal(w, weights[name].float()) for name, w in unet.state_dict().items())
+
+
+def test_the_reason_of_a_refusal_is_whole(tiny_checkpoint, tmp_path):
+    contents = torch.load(tiny_checkpoint, weights_only=True)
+    del contents["weights"]["head.bias"]
+    torch.save(contents, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=r"Missing key\(s\) in state_dict: .head\.bias"):
+        checkpoint.load_model(tmp_path / "x.pt")

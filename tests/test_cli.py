@@ -1,10 +1,16 @@
-"""lab/cli.py: which arguments are accepted."""
+"""lab/cli.py: output that cannot fail, signals, and which arguments are accepted."""
 
 import argparse
+import io
+import signal
+import subprocess
+import sys
+import time
 
 from lab import cli
 
 import pytest
+from helpers import command
 
 
 @pytest.mark.parametrize("text", ["x.png", "new/folder/x.png", "there.png"])
@@ -37,3 +43,95 @@ def test_number(parse, good, bad):
     for text in bad:
         with pytest.raises(argparse.ArgumentTypeError):
             parse(text)
+
+
+def test_a_number_without_an_upper_bound_is_still_finite():
+    assert cli.number(float, 0)("1e300") == 1e300
+    for kind, text in ((int, "9" * 30), (int, "9" * 5000), (float, "1e999")):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"too large|is not"):
+            cli.number(kind, 0)(text)
+
+
+def test_a_command_line_gives_its_arguments_back():
+    arguments = {"save_every": 5, "zero_snr": True, "compile": False, "resume": None, "lr": -1.5}
+    wanted = ["--save-every=5", "--zero-snr", "--lr=-1.5"]
+    assert cli.as_command_line(arguments) == wanted
+
+
+# ---------------------------------------------------------------------------------- output, signals
+
+
+class Broken(io.StringIO):
+    def write(self, text):
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+@pytest.mark.parametrize("stream", [Broken(), None])
+def test_output_that_breaks_is_ignored(monkeypatch, stream):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, stream)
+    with cli.unbreakable_output():
+        for _ in range(2):
+            print("one line", flush=True)
+            print("another", file=sys.stderr, flush=True)
+    assert sys.stdout is stream
+
+
+def test_a_character_that_the_encoding_lacks_is_replaced(monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    with cli.unbreakable_output():
+        print("η = 1")
+    assert raw.getvalue() == b"? = 1\n"
+
+
+def test_nohup_is_respected():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    assert signal.SIGHUP not in cli.stop_signals()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    assert signal.SIGHUP in cli.stop_signals()
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_script_after_its_clean_up(number):
+    cleaned = []
+
+    def main():
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # torchrun's second signal does not disturb it
+            cleaned.append(True)
+
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main)
+    assert ended.value.code == 128 + number and cleaned == [True]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train.py", "infer.py", "metrics.py", "study.py"])
+def test_ctrl_c_during_the_imports_is_no_traceback(script, tmp_path):
+    for delay in (0.15, 0.4, 1.0):
+        arguments = ("--ckpt", "none.pt") if script == "infer.py" else ("--data", "none")
+        process = subprocess.Popen(
+            command(script, *arguments),
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate()
+        assert "Traceback" not in errors
+        assert process.returncode in (130, 2)  # 2: it had refused its arguments already
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train.py", "infer.py", "metrics.py", "study.py"])
+def test_help_in_ascii(script, monkeypatch, run):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = run(script, "--help")
+    assert done.returncode == 0 and "usage:" in done.stdout and not done.stderr

@@ -1,5 +1,6 @@
 """lab/data.py: the real files, their SHA-256, and what is refused."""
 
+import gzip
 import shutil
 
 from lab import data
@@ -48,3 +49,40 @@ def test_unknown_dataset_and_unwritable_folder(tmp_path):
     with pytest.raises(UserError, match="cannot prepare mnist"):
         data.load_dataset("mnist", "train", tmp_path / "file")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize("below", ["", "MNIST", "MNIST/raw"])
+def test_gz_files_put_there_by_hand_are_found_and_unpacked(data_dir, tmp_path, below):
+    """In raw/, with --data leading to any of the three folders."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for f in data.RAW_FILES:
+        with gzip.open(raw / f"{f}.gz", "wb", compresslevel=1) as file:
+            file.write((data_dir / "MNIST/raw" / f).read_bytes())
+    images, labels = data.load_dataset("mnist", "test", tmp_path / below)
+    assert len(images) == len(labels) == 10_000
+    assert sorted(p.name for p in raw.iterdir() if p.suffix != ".gz") == sorted(data.RAW_FILES)
+
+
+def test_a_damaged_gz_file_is_named(tmp_path):
+    (tmp_path / f"{data.RAW_FILES[1]}.gz").write_bytes(gzip.compress(b"x" * 99)[:-20])
+    with pytest.raises(UserError, match="cannot unpack .*train-labels-idx1-ubyte.gz"):
+        data.load_dataset("mnist", "train", tmp_path)
+
+
+def test_a_download_that_fails_says_which_files_are_missing_and_where(tmp_path, monkeypatch):
+    """In one line, however many torchvision's message has."""
+    from torchvision import datasets
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("Error downloading:\nTried mirror one\nTried mirror two")
+
+    for name in ("MNIST", "KMNIST"):
+        monkeypatch.setattr(datasets, name, fail)
+    monkeypatch.setattr(data.shutil, "which", lambda name: None)
+    for name, folder in (("mnist", "MNIST"), ("kmnist", "KMNIST")):
+        with pytest.raises(UserError, match="t10k-labels-idx1-ubyte") as caught:
+            data.load_dataset(name, "train", tmp_path)
+        assert str(tmp_path / folder / "raw") in str(caught.value)
+        assert "\n" not in str(caught.value)
+        assert list((tmp_path / folder / "raw").iterdir()) == []

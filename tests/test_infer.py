@@ -1,14 +1,17 @@
 """infer.py as a user runs it: its images, its files, refusals."""
 
+import subprocess
+
 from lab.checkpoint import load_model
 from lab.data import to_uint8
 
 import numpy as np
 import pytest
 import torch
-from helpers import assert_refused
+from helpers import assert_refused, command
 from PIL import Image
 
+import infer
 from diffusion import sample
 from scheduler import SAMPLERS
 
@@ -65,7 +68,8 @@ def test_every_output_is_there_and_of_the_same_images(run_here, tiny_checkpoint,
         "infer.py", *arguments, "--save-npy", "--save-png", "files", "--gif", "--seed", 9
     )
     assert done.returncode == 0, done.stderr
-    stem = tmp_path / "samples" / "tiny-ddim6-eta1-seed9"
+    (grid,) = tmp_path.glob("samples/**/tiny-ddim6-eta1-n5-seed9.png")
+    stem = grid.with_suffix("")
     array = np.load(f"{stem}.npy")
     files = sorted((tmp_path / "files").iterdir())
     assert len(files) == 5
@@ -92,6 +96,59 @@ def test_the_bar_counts_whole_images(run_here, tiny_checkpoint):
     arguments = ("--n", 7, "--batch-size", 4, "--steps", 3, "--out", "x.png")
     done = run_here("infer.py", "--ckpt", tiny_checkpoint, *arguments)
     assert "| 7/7 [" in done.stderr and "Warning" not in done.stderr
+
+
+def test_default_names_differ_where_the_settings_do(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    one = ["--ckpt", "checkpoints/v.pt"]
+    settings = (
+        *([], ["--steps", "5"], ["--eta", "0"], ["--sampler", "ddpm"], ["--spacing", "leading"]),
+        *(["--n", "65"], ["--seed", "1"], ["--ckpt", "a/v.pt"], ["--ckpt", "b/v.pt"]),
+        *(["--ckpt", "v.pt"], ["--ckpt", "checkpoints/w.pt"]),
+    )
+    names = {infer.default_output(infer.parse_args([*one, *arguments])) for arguments in settings}
+    assert len(names) == len(settings)
+
+
+@pytest.mark.slow
+def test_output_that_breaks_loses_no_samples(tiny_checkpoint, tmp_path, monkeypatch):
+    """As `infer.py --save-npy | true`."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")
+    arguments = ("--ckpt", tiny_checkpoint, "--n", 4, "--steps", 2, "--save-npy", "--gif")
+    process = subprocess.Popen(
+        command("infer.py", *arguments, "--out", "x.png"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait() == 0
+    assert np.load(tmp_path / "x.npy").shape == (4, 28, 28)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.gif", "x.npy", "x.png"]
+
+
+@pytest.mark.slow
+def test_two_runs_with_one_name_do_not_mix(run_here, tiny_checkpoint, tmp_path):
+    arguments = ("--ckpt", tiny_checkpoint, "--n", 60, "--steps", 10, "--batch-size", 2)
+    wanted = []
+    for seed in (1, 2):
+        out = ("--save-npy", "--seed", seed, "--out", f"{seed}.png")
+        assert run_here("infer.py", *arguments, *out).returncode == 0
+        wanted.append(np.load(tmp_path / f"{seed}.npy"))
+    processes = [
+        subprocess.Popen(
+            command("infer.py", *arguments, "--save-npy", "--seed", seed, "--out", "x.png"),
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for seed in (1, 2)
+    ]
+    assert [process.wait() for process in processes] == [0, 0]
+    found = np.load(tmp_path / "x.npy")
+    assert any(np.array_equal(found, array) for array in wanted)
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize(

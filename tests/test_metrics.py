@@ -194,6 +194,37 @@ def test_the_standard_errors_of_precision_and_recall_are_the_spread_over_draws(s
     assert 0.9 < recall.std() / recall_se.mean() < 1.4  # as documented
 
 
+def test_density_and_coverage_agree_with_the_authors():
+    """`prdc` is the implementation of Naeem et al.; it also has precision and recall."""
+    from prdc import compute_prdc
+
+    real, fake = gaussian(0, 300, 6), 0.7 * gaussian(1, 300, 6) + 0.5
+    theirs = compute_prdc(real.numpy(), fake.numpy(), nearest_k=5)
+    density, _, coverage, _ = metrics.density_coverage(real, fake)
+    precision, _, recall, _ = metrics.precision_recall(real, fake, k=5)
+    assert density == pytest.approx(theirs["density"], abs=1e-12)
+    assert coverage == pytest.approx(theirs["coverage"], abs=1e-12)
+    assert precision == pytest.approx(theirs["precision"], abs=1e-12)
+    assert recall == pytest.approx(theirs["recall"], abs=1e-12)
+
+
+def test_density_and_coverage_of_points_counted_by_hand():
+    """On a line, k = 1: the balls of 0, 1 and 10 have the radii 1, 1 and 9."""
+    real, fake = torch.tensor([[0.0], [1.0], [10.0]]), torch.tensor([[0.5], [3.0], [-5.0]])
+    density, _, coverage, _ = metrics.density_coverage(real, fake, k=1)
+    assert density == pytest.approx((2 + 1 + 0) / 3)  # 0.5 lies in two balls, 3 in one
+    assert coverage == pytest.approx(3 / 3)
+    assert metrics.density_coverage(real, fake[1:], k=1)[2] == pytest.approx(1 / 3)
+
+
+def test_images_in_the_ball_of_an_outlier_have_no_coverage():
+    """All-black images may have a precision of 1. Density and coverage show what they are."""
+    black = score(torch.zeros(1000, 1, 28, 28, dtype=torch.uint8))
+    real = metrics.reference(1000, data_dir=DATA)
+    assert black["coverage"] < 0.01 < 0.8 < real["coverage"]
+    assert black["density"] < 0.3 * real["density"]
+
+
 def test_nearest_is_that_of_all_pairs(real_images, train_split):
     images, pool = real_images[:1050].clone(), train_split[0][:5600].clone()
     # copies of noise: the sums of its squares are beyond float32's integers, and get rounded

@@ -9,7 +9,8 @@ from lab.distributed import Process
 from lab.errors import UserError
 from lab.optim import ema_decay
 from lab.recipe import Recipe
-from lab.runs import Meter, Run, RunFiles, read_state
+from lab.run_files import RunFiles
+from lab.runs import Meter, Run, read_state
 
 import pytest
 import torch
@@ -97,14 +98,15 @@ def test_a_loaded_run_takes_the_same_steps(tmp_path, pred):
     for _ in range(3):
         step(whole)
         step(first)
-    files = RunFiles(tmp_path / "x.pt")
-    first.log.append({"step": 3})
+    files = RunFiles(tmp_path / "x.pt", tmp_path / "samples")
+    first.add_to_log(loss=0.5)
     first.save(files, {"samples": "here"})
     state = read_state(files.state)
     assert state["options"] == {"samples": "here"} and state["recipe"]["pred"] == pred
     second = Run(Recipe(**state["recipe"]), images())
     assert second.load(state) is None
-    assert second.step == 3 and second.log == [{"step": 3}]
+    assert second.step == 3 and second.id == first.id and second.log == first.log
+    assert second.log[-1] == {"step": 3, "images": 12, "loss": 0.5}
     for _ in range(4):  # into the next epoch
         assert torch.equal(step(whole), step(second))
     for a, b in zip(whole.ema.parameters(), second.ema.parameters(), strict=True):
@@ -115,7 +117,7 @@ def test_a_loaded_run_takes_the_same_steps(tmp_path, pred):
 
 def test_a_state_from_another_type_of_device_gets_a_new_seed(tmp_path):
     """The state of a CUDA generator has 16 bytes."""
-    run, files = Run(TINY, images()), RunFiles(tmp_path / "x.pt")
+    run, files = Run(TINY, images()), RunFiles(tmp_path / "x.pt", tmp_path / "samples")
     run.save(files, {})
     state = read_state(files.state) | {"generator": torch.zeros(16, dtype=torch.uint8), "step": 7}
     assert "another type of device" in run.load(state)
@@ -129,10 +131,14 @@ def test_a_state_from_another_type_of_device_gets_a_new_seed(tmp_path):
         ({"optimizers": []}, "does not fit"),
         ({"step": None}, "does not fit"),
         ({"generator": 5}, "does not fit"),
+        ({"step": -1}, "step -1"),
+        ({"elapsed": math.nan}, "nan seconds"),
+        ({"log": [{"step": 1, "images": 1, "loss": "low"}]}, "not a line of a log"),
+        ({"log": 5}, "not a line of a log"),
     ],
 )
 def test_states_that_do_not_fit_are_refused_in_one_line(tmp_path, change, words):
-    run, files = Run(TINY, images()), RunFiles(tmp_path / "x.pt")
+    run, files = Run(TINY, images()), RunFiles(tmp_path / "x.pt", tmp_path / "samples")
     run.save(files, {})
     with pytest.raises(UserError, match=words) as caught:
         run.load(read_state(files.state) | change)
@@ -170,12 +176,15 @@ def test_what_is_not_finite_is_reported_with_its_step():
     run = Run(TINY, images())
     run.step = 13
     fine, bad = [1.0, 1.0, 1.0], [1.0, math.nan, 1.0]
-    assert run.what_is_not_finite(fine, fine) is None
+    run.check_finite(fine, fine, 0.1, "x")
     for losses, norms in ((bad, fine), (fine, bad)):
-        problem = run.what_is_not_finite(losses, norms)
-        assert "nan" in problem and "step 12" in problem
+        with pytest.raises(
+            UserError, match=r"nan.*step 12, learning rate 0\.1; last good state: x"
+        ):
+            run.check_finite(losses, norms, 0.1, "x")
     run.model.head.bias.data[0] = math.inf
-    assert "weights" in run.what_is_not_finite(fine, fine)
+    with pytest.raises(UserError, match="weights are no longer finite after step 13"):
+        run.check_finite(fine, fine, 0.1, "x")
 
 
 def test_the_meter_returns_what_was_added_and_starts_again():

@@ -2,8 +2,10 @@
 
 import json
 import random
+import shlex
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -43,19 +45,25 @@ def test_a_short_run_leaves_what_it_says(run_here, data_dir, tmp_path):
     assert contents["training"]["step"] == 12
     log = read_log(tmp_path / "checkpoints/eps.jsonl")
     assert [line["step"] for line in log if "loss" in line] == [5, 10, 12]
+    assert log[0]["run"] == contents["training"]["run"] and log[0]["recipe"]["pred"] == "eps"
     assert all({"loss", "lr", "images_per_s"} <= line.keys() for line in log if "loss" in line)
     assert sum("val_loss" in line for line in log) == 1
 
 
-def test_an_earlier_runs_checkpoint_is_kept(run_here, data_dir, tmp_path):
+def test_the_files_of_earlier_runs_are_kept(run_here, data_dir, tmp_path):
+    """A finished checkpoint survives any number of later starts, with its state, log and grids."""
     arguments = (*TINY, "--log-every", 1, "--data", data_dir, "--out", "x.pt")
     assert run_here("train.py", *arguments, "--steps", 2).returncode == 0
-    suffixes = (".pt", ".state.pt", ".jsonl")
+    suffixes = (".pt", ".state.pt", ".jsonl", ".png")
     before = [(tmp_path / f"x{suffix}").read_bytes() for suffix in suffixes]
-    done = run_here("train.py", *arguments, "--steps", 1)
-    assert before == [(tmp_path / f"x.previous{suffix}").read_bytes() for suffix in suffixes]
-    assert (tmp_path / "x.pt").read_bytes() != before[0]
-    assert "x.previous.pt" in done.stdout
+    grid = (tmp_path / "samples/here/x.png").read_bytes()
+    for start in (1, 2):
+        done = run_here("train.py", *arguments, "--steps", 1, "--seed", start)
+        assert f"x.{start}.pt" in done.stderr
+        assert before == [(tmp_path / f"x.1{suffix}").read_bytes() for suffix in suffixes]
+        assert grid == (tmp_path / "samples/here/x.1.png").read_bytes()
+    contents = [torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("x.1", "x.2")]
+    assert [c["training"]["args"]["seed"] for c in contents] == [0, 1]
 
 
 def test_a_run_steps_in_bfloat16_and_previews_in_float32(monkeypatch, run_here, data_dir, tmp_path):
@@ -148,7 +156,9 @@ def test_resume_after_sigkill_is_exact(whole_run, tmp_path, data_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_saves_and_leaves(number, code, whole_run, tmp_path, data_dir, run):
     process = start(tmp_path, *RUN, "--data", data_dir)
     wait_for_step(tmp_path / "r.state.pt", 7, process)
@@ -170,7 +180,7 @@ def test_a_nan_stops_the_run_and_keeps_the_last_good_checkpoint(run_here, tmp_pa
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: the ")
     assert "learning rate" in last
-    assert "last good checkpoint: n.state.pt (step " in last
+    assert "last good state: n.state.pt (step " in last
     assert "Traceback" not in done.stderr
     weights = torch.load(tmp_path / "n.state.pt", weights_only=True)["model"]
     assert all(w.isfinite().all() for w in weights.values())
@@ -224,7 +234,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, data_dir, run_he
         f"runpy.run_path({str(ROOT / 'train.py')!r}, run_name='__main__')"
     )
     done = subprocess.run(
-        [*command("x")[:1], "-c", limited, *map(str, arguments), "--seed", "1"],
+        [sys.executable, "-c", limited, "--resume", "d.state.pt", "--steps", "12"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -238,6 +248,170 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, data_dir, run_he
     assert not list(tmp_path.glob(".d*"))  # no half-written file is left behind
 
 
+# ------------------------------------------------------------------------------ nothing is lost
+
+
+def stop_at_step(monkeypatch, step: int, number: int) -> None:
+    """Have the run receive a signal during this step."""
+    calls, real = [], train.training_loss
+
+    def training_loss(*args):
+        calls.append(None)
+        if len(calls) == step:
+            signal.raise_signal(number)
+        return real(*args)
+
+    monkeypatch.setattr(train, "training_loss", training_loss)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_printed_command_continues_the_run(monkeypatch, run_here, data_dir, tmp_path, number):
+    """It is quoted for the shell, and the file in it exists."""
+    stop_at_step(monkeypatch, 3, number)
+    arguments = (*TINY, "--steps", 5, "--data", data_dir, "--out", "my 'best' runs/v.pt")
+    done = run_here("train.py", *arguments)
+    assert done.returncode == 128 + number
+    (line,) = [line for line in done.stdout.splitlines() if "--resume" in line]
+    python, script, *rest = shlex.split(line)
+    assert (python, script, rest[0]) == ("python", "train.py", "--resume")
+    assert torch.load(tmp_path / rest[1], weights_only=True)["step"] == 3
+    assert run_here(script, *rest).returncode == 0
+    assert torch.load(tmp_path / rest[1], weights_only=True)["step"] == 5
+
+
+def test_a_finished_run_can_be_extended(run_here, data_dir, tmp_path):
+    arguments = (*TINY, "--steps", 4, "--data", data_dir, "--out", "x.pt")
+    assert run_here("train.py", *arguments).returncode == 0
+    done = run_here("train.py", "--resume", "x.state.pt", "--steps", 8)
+    assert done.returncode == 0 and "the length of the run changes" in done.stderr
+    state = torch.load(tmp_path / "x.state.pt", weights_only=True)
+    assert state["step"] == state["recipe"]["steps"] == 8
+    rates = [line["lr"] for line in read_log(tmp_path / "x.jsonl") if "loss" in line]
+    assert rates[-1] > 0 and state["recipe"]["epochs"] is None
+    again = run_here("train.py", "--resume", "x.state.pt", "--steps", 8)
+    assert again.returncode == 0 and "length" not in again.stderr
+
+
+@pytest.mark.parametrize("kind", ["log", "checkpoint"])
+def test_files_of_another_run_are_not_overwritten_by_resuming(run_here, data_dir, tmp_path, kind):
+    """Somebody put an old state back beside the files of a newer run."""
+    arguments = (*TINY, "--steps", 2, "--data", data_dir, "--out", "x.pt")
+    assert run_here("train.py", *arguments).returncode == 0
+    old = (tmp_path / "x.state.pt").read_bytes()
+    assert run_here("train.py", *arguments, "--seed", 1).returncode == 0
+    (tmp_path / "x.state.pt").write_bytes(old)
+    path = tmp_path / {"log": "x.pt", "checkpoint": "x.jsonl"}[kind]
+    path.unlink()
+    before = {path: path.read_bytes() for path in tmp_path.glob("x*")}
+    done = run_here("train.py", "--resume", "x.state.pt", "--steps", 3)
+    assert done.returncode == 2
+    assert "is of another run than x.state.pt" in done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.glob("x*")} == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"channels": 7}, {"lr": "fast"}, {"batch_size": -1}, {"colour": 3}, {"minutes": 1e308}, 5],
+    ids=str,
+)
+def test_states_with_absurd_arguments_are_refused(run_here, tiny_checkpoint, tmp_path, change):
+    state = torch.load(tiny_checkpoint.with_suffix(".state.pt"), weights_only=True)
+    state["recipe"] = state["recipe"] | change if isinstance(change, dict) else change
+    torch.save(state, tmp_path / "x.state.pt")
+    assert_refused(run_here("train.py", "--resume", "x.state.pt"), "x.state.pt", "unusable")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"WORLD_SIZE": "2", "RANK": "0"}, {"WORLD_SIZE": "two"}, {"WORLD_SIZE": "2", "RANK": "2"}],
+    ids=str,
+)
+def test_what_a_launcher_left_in_the_environment_is_named(monkeypatch, run_here, environment):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for script, *arguments in (("train.py",), ("infer.py", "--ckpt", "x.pt")):
+        assert_refused(run_here(script, *arguments), "WORLD_SIZE", "torchrun")
+
+
+def test_a_schedule_that_does_not_end_in_noise_is_pointed_out(run_here, data_dir):
+    arguments = (*TINY, "--steps", 1, "--data", data_dir, "--out", "x.pt")
+    done = run_here("train.py", *arguments, "--schedule", "linear")
+    assert done.returncode == 0 and "abar_T is 0.36" in done.stderr
+    assert "abar_T" not in run_here("train.py", *arguments).stderr
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_first_save_is_not_mistaken_for_an_earlier_one(
+    run_here, data_dir, tmp_path
+):
+    arguments = (*TINY, "--data", data_dir, "--out", "x.pt")
+    assert run_here("train.py", *arguments, "--steps", 2, "--seed", 1).returncode == 0
+    finished = (tmp_path / "x.pt").read_bytes()
+    process = start(tmp_path, *arguments, "--steps", 100_000, "--seed", 2)
+    while not (tmp_path / "x.1.pt").exists() or not (tmp_path / "x.state.pt").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert (tmp_path / "x.1.pt").read_bytes() == finished
+    assert run_here("train.py", "--resume", "x.state.pt", "--steps", 3).returncode == 0
+    training = torch.load(tmp_path / "x.pt", weights_only=True)["training"]
+    assert (training["args"]["seed"], training["step"]) == (2, 3)
+    assert read_log(tmp_path / "x.jsonl")[0]["run"] == training["run"]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".x")]
+
+
+@pytest.mark.slow
+def test_a_second_training_with_the_same_name_is_refused(run_here, data_dir, tmp_path):
+    arguments = (*TINY, "--data", data_dir, "--out", "x.pt")
+    first = start(tmp_path, *arguments, "--steps", 100_000, "--save-every", 1)
+    wait_for_step(tmp_path / "x.state.pt", 1, first)
+    second = run_here("train.py", *arguments, "--steps", 1)
+    assert_refused(second, "x.pt is in use by process", str(first.pid))
+    third = run_here("train.py", "--resume", "x.state.pt")
+    assert_refused(third, "x.pt is in use by process", str(first.pid))
+    first.send_signal(signal.SIGTERM)
+    assert first.wait() == 143
+    assert run_here("train.py", "--resume", "x.state.pt", "--steps", 1).returncode == 0
+
+
+@pytest.mark.slow
+def test_a_broken_pipe_does_not_end_a_run(tmp_path, data_dir):
+    """As `train.py 2>&1 | tee log` after tee has died."""
+    process = start(tmp_path, *RUN, "--data", data_dir)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait() == 0
+    assert torch.load(tmp_path / "r.state.pt", weights_only=True)["step"] == 60
+    assert (tmp_path / "samples/here/r.png").exists()
+
+
+@pytest.mark.slow
+def test_several_processes_see_a_stop_within_seconds(tmp_path, data_dir):
+    """Also between two lines of the log."""
+    arguments = (*TINY, "--log-every", 100_000, "--steps", 100_000, "--data", data_dir)
+    process = subprocess.Popen(
+        command("train.py", *arguments, "--out", "x.pt", processes=2),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "x.state.pt").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    time.sleep(3)
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert 'Traceback (most recent call last):\n  File "' + str(ROOT) not in errors
+    assert "torchrun --nproc-per-node=2 -- " in output
+    assert torch.load(tmp_path / "x.state.pt", weights_only=True)["step"] > 0
+    assert (tmp_path / "x.pt").exists()
+
+
+# ------------------------------------------------------------------------------ refusals
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -245,6 +419,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, data_dir, run_he
         (["--epochs", "0"], ["--epochs", "0"]),
         (["--epochs", "1", "--steps", "5"], ["--steps", "--epochs"]),
         (["--minutes", "-1"], ["--minutes"]),
+        (["--minutes", "1e308"], ["--minutes", "1e308"]),
         (["--lr", "nan"], ["--lr", "nan"]),
         (["--lr", "fast"], ["--lr", "fast"]),
         (["--ema", "1.5"], ["--ema", "1.5"]),
@@ -286,7 +461,7 @@ def test_resume_may_change_where_and_how_often_files_are_written(
     torch.save(state | {"step": 4, "log": []}, tmp_path / "x.state.pt")
     changed = ("--samples", "elsewhere", "--log-every", 2, "--save-every", 3)
     assert run_here("train.py", "--resume", "x.state.pt", *changed).returncode == 0
-    assert (tmp_path / "elsewhere/x.png").exists()
+    assert (tmp_path / "elsewhere/here/x.png").exists()
     log = read_log(tmp_path / "x.jsonl")
     assert [line["step"] for line in log if "loss" in line] == [6, 8]
 
@@ -298,7 +473,7 @@ def test_a_run_goes_on_where_its_state_lies(run_here, tiny_checkpoint, data_dir,
     (tmp_path / "moved.state.pt").write_bytes(state.read_bytes())
     done = run_here("train.py", "--resume", "moved.state.pt", "--data", data_dir)
     assert done.returncode == 0 and "moved.pt" in done.stdout
-    assert (tmp_path / "moved.jsonl").exists() and (tmp_path / "samples/moved.png").exists()
+    assert (tmp_path / "moved.jsonl").exists() and (tmp_path / "samples/here/moved.png").exists()
     assert before == {path: path.read_bytes() for path in tiny_checkpoint.parent.glob("*.*")}
     (tmp_path / "state.pt").write_bytes(state.read_bytes())
     assert_refused(run_here("train.py", "--resume", "state.pt"), "state.pt", ".state.pt")
@@ -312,5 +487,5 @@ def test_a_state_of_another_type_of_device_is_continued_with_a_note(
     state |= {"generator": torch.zeros(16, dtype=torch.uint8), "step": 28}
     torch.save(state, tmp_path / "x.state.pt")
     done = run_here("train.py", "--resume", "x.state.pt", "--data", data_dir)
-    assert done.returncode == 0 and "another type of device" in done.stdout
+    assert done.returncode == 0 and "another type of device" in done.stderr
     assert torch.load(tmp_path / "x.state.pt", weights_only=True)["step"] == 30

@@ -1,0 +1,127 @@
+"""The files of a training run: their names, the log, the loss curve, and files of earlier runs."""
+
+import contextlib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.errors import UserError
+from lab.files import samples_folder, write_atomically
+from lab.pictures import new_figure, save_figure
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """The files of a run, all named after its checkpoint.
+
+    Args:
+        checkpoint: such as checkpoints/v.pt.
+        samples: the folder of the grids of all runs.
+    """
+
+    checkpoint: Path
+    samples: Path
+
+    @property
+    def state(self) -> Path:
+        return self.checkpoint.with_suffix(".state.pt")
+
+    @property
+    def log(self) -> Path:
+        return self.checkpoint.with_suffix(".jsonl")
+
+    @property
+    def loss_curve(self) -> Path:
+        return self.checkpoint.with_suffix(".png")
+
+    @property
+    def grid(self) -> Path:
+        """The grid of the finished run."""
+        return samples_folder(self.samples, self.checkpoint) / f"{self.checkpoint.stem}.png"
+
+    def grid_of_epoch(self, epoch: int) -> Path:
+        return self.grid.with_stem(f"{self.checkpoint.stem}-epoch{epoch:02d}")
+
+    # ------------------------------------------------------------------------------- earlier runs
+
+    def keep_earlier_run(self) -> str | None:
+        """Rename the files of an earlier run: v.pt becomes v.1.pt, or v.2.pt if that is taken.
+
+        An earlier run that never saved a checkpoint is not kept.
+
+        Returns:
+            A note for the user if there was an earlier run.
+        """
+        stem, earlier = self.checkpoint.stem, self._existing()
+        if not self.checkpoint.exists():
+            for path in earlier:
+                path.unlink()
+            return None
+        number = 1
+        while self.checkpoint.with_stem(f"{stem}.{number}").exists():
+            number += 1
+        for path in earlier:
+            os.replace(path, path.with_name(f"{stem}.{number}{path.name.removeprefix(stem)}"))
+        kept = self.checkpoint.with_stem(f"{stem}.{number}")
+        return f"an earlier run's {self.checkpoint} and its other files are now {kept} and so on"
+
+    def _existing(self) -> list[Path]:
+        """Return the files of this name that are there; the checkpoint is the last one."""
+        epoch = re.compile(rf"{re.escape(self.checkpoint.stem)}-epoch\d+\.png")
+        grids = [p for p in self.grid.parent.glob("*.png") if epoch.fullmatch(p.name)]
+        names = [*grids, self.grid, self.loss_curve, self.log, self.state, self.checkpoint]
+        return [path for path in names if path.exists()]
+
+    def check_run(self, run: str) -> None:
+        """Check that the log and the checkpoint, where they exist, are of this run.
+
+        Raises:
+            UserError: a file belongs to another run, which resuming would overwrite.
+        """
+        from lab.checkpoint import load
+
+        if self.checkpoint.exists():
+            training = load(self.checkpoint).get("training")
+            if not isinstance(training, dict) or training.get("run") != run:
+                raise UserError(f"{self.checkpoint} is of another run than {self.state}: move it")
+        if self.log.exists():
+            first = self.log.read_text(errors="replace").partition("\n")[0]
+            owner = None
+            with contextlib.suppress(ValueError, AttributeError):
+                owner = json.loads(first).get("run")
+            if owner not in (None, run):
+                raise UserError(f"{self.log} is of another run than {self.state}: move it")
+
+    # ------------------------------------------------------------------------------- log and curve
+
+    def write_log(self, log: list[dict]) -> None:
+        """Write the whole log, one JSON object per line."""
+        write_atomically(self.log, "".join(f"{json.dumps(line)}\n" for line in log).encode())
+
+    def append_to_log(self, line: dict) -> None:
+        """Add one line to the log. If this fails, the next save writes the whole log."""
+        with contextlib.suppress(OSError), open(self.log, "a") as file:
+            file.write(f"{json.dumps(line)}\n")
+
+    def draw_loss_curve(self, log: list[dict], density: str) -> None:
+        """Draw the training and the validation loss against the number of images seen.
+
+        Both draw their timesteps from the same density, so the two lines can be compared.
+        """
+        figure, axes = new_figure(1, 1, 7, 4)
+        ax = axes[0, 0]
+        for key, style, label in (
+            ("loss", "-", "training images, weights in training"),
+            ("val_loss", "o-", "test images, moving average of the weights"),
+        ):
+            points = [(line["images"], line[key]) for line in log if key in line]
+            if points:
+                ax.plot(*zip(*points, strict=True), style, label=label, lw=1, ms=4)
+        ax.set(xlabel="images seen", ylabel=f"loss (t drawn from the {density} density)")
+        ax.set_yscale("log")
+        if ax.lines:
+            ax.legend()
+        ax.grid(alpha=0.3, which="both")
+        save_figure(figure, self.loss_curve)
