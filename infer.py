@@ -2,6 +2,7 @@
 
 a grid:            python infer.py --ckpt checkpoints/mnist-v.pt --steps 50 --eta 0
 DDPM's sampler:    python infer.py --ckpt checkpoints/mnist-eps.pt --steps 1000 --sampler ddpm
+few steps:         python infer.py --ckpt checkpoints/mnist-v.pt --steps 10 --sampler dpm++
 a film:            python infer.py --ckpt checkpoints/mnist-v.pt --gif
 for metrics.py:    python infer.py --ckpt checkpoints/mnist-v.pt --n 2000 --save-npy
 several processes: torchrun --nproc-per-node=2 -- infer.py --ckpt ... --n 50000 --save-npy
@@ -48,13 +49,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--n", type=natural, default=64, help="number of images")
     p.add_argument("--steps", type=natural, default=50, help="number of timesteps to visit")
     p.add_argument(
-        "--sampler", choices=("ddim", "ddpm"), default="ddim", help="the reverse process"
+        "--sampler",
+        choices=("ddim", "ddpm", "dpm++"),
+        default="ddim",
+        help="the reverse process; dpm++ is DPM-Solver++(2M), DDIM with an extrapolated x_0",
     )
     p.add_argument(
         "--eta",
         type=cli.number(float, 0, 1),
-        help="noise of ddim, sigma_t^2 = eta beta~_t: 0 is deterministic, 1 is DDPM (default: 1, "
-        "which gives the best images of the shipped models at 20 and 50 steps)",
+        help="noise of ddim and dpm++, sigma_t^2 = eta beta~_t: 0 is deterministic, 1 is DDPM "
+        "(default: 1, which gives the best images of the shipped models at 20 and 50 steps)",
     )
     p.add_argument(
         "--spacing",
@@ -88,7 +92,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cli.add_device(p)
     args = p.parse_args(argv)
     if args.sampler == "ddpm" and args.eta is not None:
-        p.error("--eta belongs to --sampler ddim; the ddpm sampler has none")
+        p.error("--eta belongs to --sampler ddim and dpm++; the ddpm sampler has none")
     args.eta = 1.0 if args.eta is None else args.eta
     return args
 
@@ -141,7 +145,7 @@ class Sampler:
 def default_output(args: argparse.Namespace) -> Path:
     """Return a file name that no other settings have."""
     name = f"{Path(args.ckpt).stem}-{args.sampler}{args.steps}"
-    name += f"-eta{args.eta:g}" if args.sampler == "ddim" else ""
+    name += "" if args.sampler == "ddpm" else f"-eta{args.eta:g}"
     name += f"-{args.spacing}" if args.spacing else ""
     return samples_folder("samples", args.ckpt) / f"{name}-n{args.n}-seed{args.seed}.png"
 

@@ -124,7 +124,8 @@ def run_trainings(
     """
     keys = {t: training_key(tuple(t.arguments()), process.device.type) for t in trainings}
     paths = {t: folder / f"{t.name}-{key}.pt" for t, key in keys.items()}
-    mine = [t for t in trainings[process.rank :: process.world] if not is_complete(paths[t], t)]
+    mine = [trainings[i] for i in process.share(len(trainings))]
+    mine = [t for t in mine if not is_complete(paths[t], t)]
     for i, training in enumerate(mine, start=1):
         tqdm.write(f"training {i} of {len(mine)}: {training.name}")
         train(training, paths[training], process, data_dir)

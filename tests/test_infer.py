@@ -16,7 +16,9 @@ from diffusion import sample
 from scheduler import SAMPLERS
 
 
-@pytest.mark.parametrize("sampler", [("--eta", 0), ("--eta", 0.7), ("--sampler", "ddpm")])
+@pytest.mark.parametrize(
+    "sampler", [("--eta", 0), ("--eta", 0.7, "--sampler", "dpm++"), ("--sampler", "ddpm")]
+)
 def test_images_do_not_depend_on_the_batch_size(run_here, tiny_checkpoint, tmp_path, sampler):
     arrays = []
     for batch_size in (1, 4, 11, 64):
@@ -34,10 +36,10 @@ def test_images_do_not_depend_on_the_batch_size(run_here, tiny_checkpoint, tmp_p
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
 def test_the_settings_reach_the_sampler(run_here, tiny_checkpoint, tmp_path, sampler, spacing):
     """The script's images are those of the same settings in the library."""
-    eta = ("--eta", 0.5) if sampler == "ddim" else ()
+    eta = () if sampler == "ddpm" else ("--eta", 0.5)
     arguments = ("--ckpt", tiny_checkpoint, "--n", 3, "--steps", 7, "--seed", 5, "--save-npy", *eta)
     arguments += ("--sampler", sampler, "--spacing", spacing, "--out", "x.png")
     assert run_here("infer.py", *arguments).returncode == 0
@@ -45,7 +47,7 @@ def test_the_settings_reach_the_sampler(run_here, tiny_checkpoint, tmp_path, sam
     config = contents["scheduler"] | {"timestep_spacing": spacing}
     scheduler = SAMPLERS[sampler](**config)
     scheduler.set_timesteps(7)
-    step_arguments = {"eta": 0.5} if sampler == "ddim" else {}
+    step_arguments = {} if sampler == "ddpm" else {"eta": 0.5}
     x = sample(model, scheduler, torch.arange(3), (1, 28, 28), seed=5, **step_arguments)
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), to_uint8(x).squeeze(1).numpy())
 
@@ -102,8 +104,14 @@ def test_default_names_differ_where_the_settings_do(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     one = ["--ckpt", "checkpoints/v.pt"]
     settings = (
-        *([], ["--steps", "5"], ["--eta", "0"], ["--sampler", "ddpm"], ["--spacing", "leading"]),
-        *(["--n", "65"], ["--seed", "1"], ["--ckpt", "a/v.pt"], ["--ckpt", "b/v.pt"]),
+        *([], ["--steps", "5"], ["--eta", "0"], ["--sampler", "ddpm"], ["--sampler", "dpm++"]),
+        *(
+            ["--spacing", "leading"],
+            ["--n", "65"],
+            ["--seed", "1"],
+            ["--ckpt", "a/v.pt"],
+            ["--ckpt", "b/v.pt"],
+        ),
         *(["--ckpt", "v.pt"], ["--ckpt", "checkpoints/w.pt"]),
     )
     names = {infer.default_output(infer.parse_args([*one, *arguments])) for arguments in settings}
