@@ -4,17 +4,20 @@
 Algorithm 2. The numbers in the comments are the lines of those algorithms. The paper's network
 predicts eps. Here it predicts eps, v or x_0: `scheduler.prediction_type` says which.
 
-Training differs from the paper in two points. Both let a short training see more of what is hard to
-learn (see lab/recipe.py):
+The loss differs from the paper's in three points. They let a short training see more of what is hard
+to learn (see lab/recipe.py):
 
 - t is drawn from any density, not only uniformly.
+- The draws are stratified: a batch of n images has one t from each n-th of the density.
 - The squared error of each image may have a weight that depends on t.
 
 Sampling differs from the paper in these points:
 
+- Timesteps are 0-based: the paper's t = T, ..., 1 is t = T-1, ..., 0 here.
 - It may visit any subset of the timesteps, with DDIM's eta (see scheduler.py).
 - The predicted x_0 is clipped to the range of the data (see scheduler.py).
-- Each image has its own noise (see lab/noise.py), so it does not depend on the rest of its batch.
+- The noise of an image depends only on the seed and its index (see lab/noise.py), so an image does
+  not depend on the rest of its batch.
 - A lone image is computed twice, because a batch of one is rounded differently.
 - On a CUDA GPU the network runs in bfloat16.
 
@@ -57,7 +60,7 @@ def training_loss(
             draws t and eps for the whole batch, so any number of processes takes the same step.
 
     Returns:
-        A scalar: the weighted mean squared error (DDPM eq. 14) over `share`.
+        A scalar over `share`: DDPM eq. 14, with a weight per timestep.
     """
     t = draw_timesteps(cdf, len(x0), generator)  # 3: t ~ p(t)
     eps = torch.randn(x0.shape, generator=generator, device=generator.device)  # 4: eps ~ N(0, I)
@@ -99,7 +102,7 @@ def sample(
     """Return samples of the model: Algorithm 2 of DDPM over `scheduler.timesteps`.
 
     Args:
-        scheduler: its class is the sampler. `DDPMScheduler` is the paper's.
+        scheduler: its class is the sampler. `DDPMScheduler` has the paper's step.
         indices: (B,) int64, which images to make, on the device to make them on. Image i depends
             only on the model, the scheduler, the step's arguments, the seed and i.
         shape: (C, H, W).

@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # torch and what imports it are imported after --help has bee
 
     from scheduler import DDPMScheduler
 
+SAMPLERS = {"ddim": True, "ddpm": False, "dpm++": True}  # scheduler.SAMPLERS: whether it has eta
 GRID_IMAGES = 1024  # the most that a grid shows
 FILM_IMAGES, FILM_FRAMES = 16, 100
 
@@ -50,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument("--steps", type=natural, default=50, help="number of timesteps to visit")
     p.add_argument(
         "--sampler",
-        choices=("ddim", "ddpm", "dpm++"),
+        choices=SAMPLERS,
         default="ddim",
         help="the reverse process; dpm++ is DPM-Solver++(2M), DDIM with an extrapolated x_0",
     )
@@ -58,7 +59,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--eta",
         type=cli.number(float, 0, 1),
         help="noise of ddim and dpm++, sigma_t^2 = eta beta~_t: 0 is deterministic, 1 is DDPM "
-        "(default: 1, which gives the best images of the shipped models at 20 and 50 steps)",
+        "(default: 1, which gives the best images of the shipped models at 20 and 50 steps). "
+        "diffusers' eta is the square root of this one",
     )
     p.add_argument(
         "--spacing",
@@ -91,8 +93,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     cli.add_device(p)
     args = p.parse_args(argv)
-    if args.sampler == "ddpm" and args.eta is not None:
-        p.error("--eta belongs to --sampler ddim and dpm++; the ddpm sampler has none")
+    if args.eta is not None and not SAMPLERS[args.sampler]:
+        p.error(f"--eta does not belong to --sampler {args.sampler}: leave it out")
     args.eta = 1.0 if args.eta is None else args.eta
     return args
 
@@ -107,17 +109,17 @@ class Sampler:
     def __init__(self, args: argparse.Namespace, process: "Process"):
         from lab.checkpoint import load_model
 
-        from scheduler import SAMPLERS
+        from scheduler import SAMPLERS as schedulers
 
         self.model, contents = load_model(args.ckpt, process.device)
         self.shape = tuple(contents["image_shape"])
         self.device, self.seed = process.device, args.seed
-        self.step_arguments = {} if args.sampler == "ddpm" else {"eta": args.eta}
+        self.step_arguments = {"eta": args.eta} if SAMPLERS[args.sampler] else {}
         config = contents["scheduler"]
         if args.spacing:
             config["timestep_spacing"] = args.spacing
         try:
-            self.scheduler: DDPMScheduler = SAMPLERS[args.sampler](**config)
+            self.scheduler: DDPMScheduler = schedulers[args.sampler](**config)
             self.scheduler.set_timesteps(args.steps)
         except ValueError as error:
             raise UserError(f"--steps {args.steps}: {error}") from None
@@ -145,7 +147,7 @@ class Sampler:
 def default_output(args: argparse.Namespace) -> Path:
     """Return a file name that no other settings have."""
     name = f"{Path(args.ckpt).stem}-{args.sampler}{args.steps}"
-    name += "" if args.sampler == "ddpm" else f"-eta{args.eta:g}"
+    name += f"-eta{args.eta:g}" if SAMPLERS[args.sampler] else ""
     name += f"-{args.spacing}" if args.spacing else ""
     return samples_folder("samples", args.ckpt) / f"{name}-n{args.n}-seed{args.seed}.png"
 

@@ -14,8 +14,8 @@ KID (LeNet features): lower is better
 precision, recall: higher is better
     Kynkäänniemi et al. 2019, arXiv:1904.06991, eq. 1-2, k = 3, with equally many real and generated
     images. Precision is the share of samples that look real, recall the share of real images that
-    the samples cover. One outlier among the real images can spoil precision: all-black images have
-    a precision of 1.
+    the samples cover. An outlier among the real images has a large ball, which can spoil precision:
+    all-black images have a precision of 1.
 density, coverage: higher is better
     Naeem et al. 2020, arXiv:2002.09797, k = 5, for the same images: precision and recall that
     outliers do not spoil. Density may exceed 1. Coverage is the share of real images with a sample
@@ -33,7 +33,8 @@ sample can be expected to score better. Its novelty is that of test images, beca
 image is its own nearest one. Everything runs on the CPU, and every subset is drawn from a fixed
 seed: a score depends on the samples alone.
 
-To add a measure: compute it in `_fidelity` and give it a row in `format_table`.
+To add a measure x: compute x and its error x_se in `_fidelity` (from features) or `_novelty` (from
+pixels), describe it in `score`, and give it a row in `format_table`.
 """
 
 import argparse

@@ -16,17 +16,17 @@ floats that are read from the tables, so it is a few elementwise operations on t
 and never waits for the device. float16 and bfloat16 samples are stepped in float32 and returned in
 their own dtype.
 
-Names and semantics follow diffusers, with three differences on purpose. The previous timestep is
+Names and semantics follow diffusers, with four deliberate differences. The previous timestep is
 the one that really comes next in `timesteps`; diffusers assumes t - T // S. The default spacing is
 "trailing". DDIM's eta scales the variance, and its eps is derived from the clipped x_0 (see
 `DDIMScheduler`).
 
 A schedule must end in nearly pure noise, because sampling starts there. linear, scaled_linear and
-sigmoid betas are made for T = 1000: at T = 100 abar_T is 0.36. With fewer timesteps use the cosine
-schedule or `rescale_betas_zero_snr`.
+sigmoid betas are made for T = 1000. With T = 100 the last abar is still 0.36 (scaled_linear: 0.48):
+then use the cosine schedule or `rescale_betas_zero_snr`.
 
-To add a noise schedule, edit `make_betas` and BETA_SCHEDULES. To add a sampler, write a subclass
-with a `step` method and add it to SAMPLERS at the end of this file.
+To add a noise schedule, edit `make_betas` and BETA_SCHEDULES. To add a sampler, write a subclass of
+DDPMScheduler with its own `step`, and add it to SAMPLERS at the end of this file and of infer.py.
 
     scheduler = DDIMScheduler(beta_schedule="cosine", prediction_type="v_prediction")
     scheduler.set_timesteps(50)

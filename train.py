@@ -72,7 +72,9 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
         help="length of the run in wall-clock minutes",
     )
     main.add_argument("--seed", type=cli.number(int, 0, 2**31), help="seed of weights and noise")
-    main.add_argument("--resume", metavar="FILE.state.pt", help="continue this run")
+    main.add_argument(
+        "--resume", metavar="FILE.state.pt", help="continue the run saved in this file"
+    )
 
     where = p.add_argument_group("where")
     where.add_argument(
@@ -86,7 +88,10 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
     cli.add_device(where)
     where.add_argument("--compile", action="store_true", help="torch.compile, for a GPU (untried)")
     where.add_argument(
-        "--save-every", type=natural, metavar="STEPS", help="steps between saves (default: epoch)"
+        "--save-every",
+        type=natural,
+        metavar="STEPS",
+        help="steps between saves (default: an epoch)",
     )
     where.add_argument(
         "--log-every", type=natural, default=50, metavar="STEPS", help="steps per line of the log"

@@ -173,7 +173,7 @@ def test_two_runs_with_one_name_do_not_mix(run_here, tiny_checkpoint, tmp_path):
         (["--ckpt", "TINY", "--n", "many"], ["--n", "many"]),
         (["--ckpt", "TINY", "--batch-size", "0"], ["--batch-size"]),
         (["--ckpt", "TINY", "--spacing", "even"], ["--spacing", "even", "trailing"]),
-        (["--ckpt", "TINY", "--sampler", "ddpm", "--eta", "0"], ["--eta", "ddim"]),
+        (["--ckpt", "TINY", "--sampler", "ddpm", "--eta", "0"], ["--eta", "ddpm"]),
         (["--ckpt", "TINY", "--out", "a.jpg"], ["--out", ".png"]),
         (["--ckpt", "TINY", "--out", "/dev/null/a.png"], ["/dev/null"]),
         (["--ckpt", "TINY", "--n", "9" * 15], ["no room", "9" * 15]),
