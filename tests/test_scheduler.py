@@ -892,11 +892,12 @@ def test_the_same_generator_gives_the_same_noise(step, dtype, seed):
 
 
 def test_steps_without_noise_draw_none():
-    """eta = 0 and every last step leave the generator as it was, and ignore the variance_noise."""
+    """eta = 0, the default, and every last step leave the generator alone and ignore a noise."""
     x, output, generator = gaussian(0, 2, 3), gaussian(1, 2, 3), seeded(0)
     state, z = generator.get_state(), torch.full_like(x, 1e6)
-    cases = [(small(DDIMScheduler), 50, {"eta": 0.0}), (small(DDIMScheduler), 0, {"eta": 1.0})]
-    cases += [(small(DDPMScheduler, variance_type=v), 0, {}) for v in VARIANCE_TYPES]
+    cases = [(small(DDPMScheduler, variance_type=v), 0, {}) for v in VARIANCE_TYPES]
+    for t, arguments in [(50, {}), (50, {"eta": 0.0}), (0, {"eta": 1.0})]:
+        cases.append((small(DDIMScheduler), t, arguments))
     for scheduler, t, arguments in cases:
         result = scheduler.step(output, t, x, generator=generator, **arguments).prev_sample
         assert torch.equal(generator.get_state(), state)
