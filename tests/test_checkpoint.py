@@ -53,6 +53,9 @@ def hostile(tmp_path, good):
         "weights that do not fit": saved(contents | {"unet": contents["unet"] | {"channels": 64}}),
         "a huge network": saved(contents | {"unet": contents["unet"] | {"channels": 10**6}}),
         "NaN weights": saved(contents | {"weights": nan}),
+        "one NaN": saved(
+            contents | {"weights": contents["weights"] | {"head.bias": nan["head.bias"]}}
+        ),
         "no such schedule": saved(contents | {"scheduler": {"beta_schedule": "odd"}}),
         "no image": saved(contents | {"image_shape": (1, 0, 0)}),
         "an odd image": saved(contents | {"image_shape": (1, 27, 27)}),

@@ -55,22 +55,23 @@ def test_orthogonalize():
         torch.testing.assert_close(U @ torch.diag(singular) @ Vh, X, rtol=0, atol=1e-3)
 
 
-def test_muon_matches_torchs():
+@pytest.mark.parametrize("shape", [(12, 4, 3, 3), (36, 3, 2, 2)])  # wide and tall as a matrix
+def test_muon_matches_torchs(shape):
     """torch.optim.Muon on the 2-D view of a convolution takes the same step."""
     torch.manual_seed(0)
-    weight = torch.randn(12, 4, 3, 3)
+    weight = torch.randn(shape)
     ours = torch.nn.Parameter(weight.clone(memory_format=torch.channels_last))
     theirs = torch.nn.Parameter(weight.flatten(1).clone())
     muon = Muon([ours], lr=0.1)
     reference = torch.optim.Muon([theirs], lr=0.1, weight_decay=0.0, momentum=0.95)
     for _ in range(3):
-        gradient = torch.randn(12, 4, 3, 3)
+        gradient = torch.randn(shape)
         ours.grad, theirs.grad = gradient, gradient.flatten(1)
         muon.step()
         reference.step()
-    # torch's iterates in bfloat16 (8 bits): 3 steps of 0.1 with entries of about 1/6
+    # torch's iterates in bfloat16 (8 bits): 3 steps of 0.1 with entries of about 1/6 to 1/3
     difference = ours.detach().flatten(1) - theirs.detach()
-    assert difference.abs().max() < 0.01
+    assert difference.abs().max() < 0.02
     assert (ours.detach() - weight).abs().mean() > 0.02  # and it did move
 
 
@@ -80,3 +81,8 @@ def test_every_parameter_has_one_optimizer():
     ids = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
     assert sorted(ids) == sorted(map(id, model.parameters()))
     assert len(make_optimizers(model, 1e-3, 0.0)) == 1
+    muon = {id(p) for group in optimizers[1].param_groups for p in group["params"]}
+    names = {name for name, p in model.named_parameters() if id(p) in muon}
+    assert "middle1.conv1.weight" in names and "attention.qkv.weight" in names
+    assert all(name.endswith("weight") for name in names)
+    assert not [n for n in names if "embed" in n or "scale_shift" in n or n[:4] in ("stem", "head")]

@@ -114,3 +114,13 @@ def test_the_docstrings_table_of_parameters_and_flops():
         assert rows["parameters"][i] == f"{parameters:.2f}M"
         # torch's versions do not all count attention alike
         assert float(rows["MFLOP"][i]) == pytest.approx(counter.get_total_flops() / 1e6, rel=0.005)
+
+
+def test_the_embedding_is_that_of_the_transformer():
+    """Vaswani et al. 2017, section 3.5: sine and cosine of t / 10000^(2 i / dim)."""
+    t, dim = torch.tensor([0, 3, 999]), 8
+    embedding = unet.timestep_embedding(t, dim)
+    for i in range(dim // 2):
+        angle = t / 10_000 ** (2 * i / dim)
+        torch.testing.assert_close(embedding[:, i], angle.cos(), rtol=0, atol=1e-4)
+        torch.testing.assert_close(embedding[:, i + dim // 2], angle.sin(), rtol=0, atol=1e-4)
