@@ -93,6 +93,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     cli.add_device(p)
     args = p.parse_args(argv)
+    if (
+        args.out
+        and args.save_png
+        and Path(args.out).parent.resolve() == Path(args.save_png).resolve()
+    ):
+        p.error("--out must not lie in the folder of --save-png: it could replace an image")
     if args.eta is not None and not SAMPLERS[args.sampler]:
         p.error(f"--eta does not belong to --sampler {args.sampler}: leave it out")
     args.eta = 1.0 if args.eta is None else args.eta

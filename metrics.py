@@ -335,6 +335,8 @@ def _novelty(
     """Return the last six entries of a score, and the distances relative to test images."""
     test_distances, test_labels, _ = _test_distances(weights, data_dir)
     by_digit = [test_distances[test_labels == digit] for digit in range(NO_DIGIT)]
+    if not all(map(len, by_digit)):
+        raise UserError(f"{weights} reads no test image as some digit: it is not well trained")
     relative = distances / torch.stack([d.mean() for d in by_digit])[labels]
     close = distances < torch.stack([d.quantile(0.05) for d in by_digit])[labels]
     figures = {

@@ -192,6 +192,8 @@ def run(args: argparse.Namespace, process: Process) -> int:
             load_dataset("mnist", split, args.data)
         load_classifier()
         refresh(read_report(report), {})
+        if (study.out / "results.csv").exists():
+            read_text(study.out / "results.csv")
         (study.out / "cells").mkdir(parents=True, exist_ok=True)
     process.barrier()
 
@@ -219,8 +221,20 @@ def run(args: argparse.Namespace, process: Process) -> int:
 def read_report(path: Path) -> str:
     """Return STUDY.md, or one without text if there is none."""
     if path.exists():
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     return skeleton(EXPERIMENTS.values())
+
+
+def read_text(path: Path) -> str:
+    """Return a file's text.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not a text file in UTF-8: move it away") from None
 
 
 def write_csv(path: Path, rows: dict[Cell, dict], keep_others: bool) -> None:
@@ -239,8 +253,7 @@ def write_csv(path: Path, rows: dict[Cell, dict], keep_others: bool) -> None:
         flat = {k: "" if v is None else v for k, v in flat.items()}
         lines[identity(asdict(cell) | {"eta": "" if cell.eta is None else cell.eta})] = flat
     if path.exists():  # lines keep their place
-        with path.open(encoding="utf-8", newline="") as file:
-            old = {identity(line): line for line in csv.DictReader(file)}
+        old = {identity(line): line for line in csv.DictReader(io.StringIO(read_text(path)))}
         lines = {i: old[i] for i in old if keep_others or i in lines} | lines
     if not lines:
         return

@@ -102,7 +102,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
     how.add_argument("--lr", type=positive, help="peak learning rate of AdamW")
     how.add_argument(
         "--muon-lr",
-        type=cli.number(float, 0),
+        type=cli.number(float, 0, 1e30),
         help="peak learning rate of Muon, which updates the hidden weight matrices "
         "(0: AdamW updates all)",
     )
@@ -131,8 +131,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
     if not (args.epochs or args.steps or args.minutes):
         args.epochs = 5
     args.out = args.out or f"checkpoints/{args.pred}.pt"
-    if Path(args.out).parent.resolve() == Path(args.samples).resolve():
-        p.error("--samples must not be the folder of --out: two pictures would share a name")
+    if args.out.endswith(".state.pt"):
+        p.error(f"--out {args.out} would be mistaken for a training state: choose another name")
+    files = RunFiles(Path(args.out), Path(args.samples))
+    if files.grid.resolve() == files.loss_curve.resolve():
+        p.error(f"--samples {args.samples} would give two pictures of {args.out} the same name")
     return args, {name for name, value in vars(given).items() if value is not None}
 
 
@@ -148,8 +151,12 @@ def take_over(args: argparse.Namespace, given: set[str], state: dict) -> str | N
         UserError: an argument that was given contradicts the recipe of the run, or the stored ones
             cannot be used.
     """
+    out = args.resume.removesuffix(".state.pt") + ".pt"
     try:
-        stored, _ = parse_args(cli.as_command_line(state["options"] | state["recipe"]))
+        arguments = state["options"] | state["recipe"]
+        if set(state["recipe"]) != set(RECIPE) or not set(arguments) <= set(vars(args)):
+            raise UserError("they are not those of this version")
+        stored, _ = parse_args(cli.as_command_line(arguments | {"out": out}))
     except (UserError, AttributeError, TypeError) as error:
         raise UserError(f"{args.resume} holds unusable arguments: {error}") from None
     for name in sorted(given.intersection(RECIPE).difference(LENGTH)):
@@ -165,9 +172,7 @@ def take_over(args: argparse.Namespace, given: set[str], state: dict) -> str | N
             "the length of the run changes: from here on the learning rate falls to 0 along the "
             "line of the new length, so the result is not that of one run of this length"
         )
-    kept = {name: getattr(args, name) for name in given}
-    out = args.resume.removesuffix(".state.pt") + ".pt"
-    vars(args).update(vars(stored) | {"out": out} | kept)
+    vars(args).update(vars(stored) | {name: getattr(args, name) for name in given})
     return note
 
 
@@ -204,7 +209,10 @@ def preview(run: Run, path: Path, steps: int) -> None:
     indices = torch.arange(64, device=run.images.device)
     shape = tuple(run.images.shape[1:])
     x = sample(run.ema, scheduler, indices, shape, seed=run.recipe.seed, eta=1.0)
-    save_grid(path, to_uint8(x), nrow=8)
+    try:
+        save_grid(path, to_uint8(x), nrow=8)
+    except UserError as error:  # a picture is not worth a training
+        tqdm.write(f"note: {error}", file=sys.stderr)
 
 
 def progress_bar(run: Run, process: Process) -> tqdm:
@@ -225,7 +233,7 @@ def progress_bar(run: Run, process: Process) -> tqdm:
 def main() -> int:
     args, given = parse_args()
     notes, state = [], None
-    if args.resume:
+    if args.resume is not None:
         state = read_state(args.resume)
         notes.append(take_over(args, given, state))
     files = RunFiles(Path(args.out), Path(args.samples))
@@ -234,7 +242,8 @@ def main() -> int:
             raise UserError(
                 f"--batch-size {args.batch_size} does not split over {process.world} processes"
             )
-        with only_process(files.checkpoint) if process.is_first else nullcontext():
+        lock = only_process(files.state, says=files.checkpoint)
+        with lock if process.is_first else nullcontext():
             if process.is_first:  # it downloads what is missing, and the others wait
                 load_dataset(args.dataset, "train", args.data)
             process.barrier()
@@ -248,7 +257,7 @@ def main() -> int:
             notes.append(check_schedule(run))
             if process.is_first:
                 files.grid.parent.mkdir(parents=True, exist_ok=True)  # or fail now, not later
-                if args.resume:
+                if state is not None:
                     files.check_run(run.id)
                 else:
                     notes.append(files.keep_earlier_run())
@@ -266,8 +275,10 @@ def train(
     save_every = args.save_every or run.steps_per_epoch
     model = torch.compile(run.model) if args.compile else run.model
     model, share = process.parallel(model), process.share(recipe.batch_size)
-    if first and not args.resume:
+    if first and args.resume is None:
         run.save_state(files, options)  # from now on --resume continues this run
+    elif first:
+        files.write_log(run.log)  # without what followed the saved step
     meter, saved_step, stop_every = Meter(), run.step, 1
     log_time = time.monotonic()
     started = log_time - run.elapsed
@@ -339,7 +350,7 @@ def tell_how_to_resume(run: Run, files: RunFiles, process: Process) -> None:
     """Print the command that continues a stopped run."""
     several = ("torchrun", f"--nproc-per-node={process.world}", "--")
     launcher = several if process.world > 1 else ("python",)
-    command = shlex.join([*launcher, sys.argv[0], "--resume", str(files.state)])
+    command = shlex.join([*launcher, sys.argv[0], f"--resume={files.state}"])
     tqdm.write(f"stopped at step {run.step} of {run.total_steps}; continue with\n  {command}")
 
 

@@ -103,7 +103,7 @@ def load_subjects(
         if any(sha256 == other.sha256 for other in subjects):
             raise UserError(f"{path} is among the checkpoints twice")
         unique = stems.count(stems[i]) == 1
-        label = stems[i] if unique else str(Path(path).with_suffix("")).replace("/", "-")
+        label = stems[i] if unique else str(Path(path).with_suffix(""))
         label = labels[i] if labels else label
         subjects.append(Subject(label, shown(path), sha256, model, contents))
     return subjects

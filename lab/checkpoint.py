@@ -93,6 +93,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[UN
     contents = load(path, "unet", "scheduler", "image_shape", "weights")
     try:
         # On the meta device a hostile configuration cannot allocate memory.
+        check_size(contents)
         with torch.device("meta"):
             unet = UNet(**contents["unet"])
         weights = {name: w.float() for name, w in contents["weights"].items()}  # half or double
@@ -101,7 +102,7 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[UN
         check_image_shape(contents["image_shape"], unet)
         if not all(w.isfinite().all() for w in weights.values()):
             raise ValueError("its weights are not finite")
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:
+    except Exception as error:  # a damaged dictionary can make torch raise any exception
         raise UserError(f"{path} does not hold a usable model: {one_line(error)}") from None
     unet = unet.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
     return unet, contents
@@ -112,5 +113,16 @@ def check_image_shape(shape: tuple[int, int, int], unet: UNet) -> None:
     channels, height, width = shape
     patch = unet.config["patch_size"]
     fits = channels == unet.config["in_channels"] and height % patch == width % patch == 0
-    if not fits or not 0 < height * width <= 2**20:
+    if any(type(n) is not int or n < 1 for n in shape) or not fits or height * width > 2**20:
         raise ValueError(f"its network cannot make images of shape {tuple(shape)}")
+    if channels not in (1, 3):
+        raise ValueError(f"images of {channels} channels are neither gray nor colour")
+
+
+def check_size(contents: dict) -> None:
+    """Raise a ValueError if the network or the schedule would be absurdly large to build."""
+    blocks = len(contents["unet"]["channel_mults"]) * contents["unet"]["num_blocks"]
+    if blocks > len(contents["weights"]):
+        raise ValueError(f"it has {len(contents['weights'])} weights for {blocks} blocks")
+    if contents["scheduler"].get("num_train_timesteps", 0) > 1_000_000:
+        raise ValueError("its schedule has more than a million timesteps")

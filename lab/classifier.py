@@ -131,6 +131,8 @@ def load_classifier(path: str | Path = WEIGHTS) -> LeNet:
     net = LeNet()
     try:
         net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["state_dict"])
+        if not all(p.isfinite().all() for p in net.parameters()):
+            raise ValueError("its weights are not finite")
     except FileNotFoundError:
         raise UserError(f"there is no classifier {path}; `python metrics.py` trains one") from None
     except Exception as error:  # hostile bytes can raise any exception in the unpickler

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from lab.errors import UserError
+from lab.errors import UserError, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -79,7 +79,8 @@ def stop_signals() -> list[signal.Signals]:
 
     SIGHUP is left out if it is ignored already, which is how nohup asks for it.
     """
-    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    # not all of them exist on Windows; batch systems send the last three before they kill
+    names = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGXCPU", "SIGUSR1")
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     return [n for n in numbers if n.name != "SIGHUP" or signal.getsignal(n) != signal.SIG_IGN]
 
@@ -126,6 +127,11 @@ def run(main: Callable[[], int | None]) -> None:
             sys.exit(main())
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
+                raise
+            print(f"error: out of memory: {one_line(error)}", file=sys.stderr)
             sys.exit(2)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""

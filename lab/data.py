@@ -100,7 +100,11 @@ def load_dataset(
 def _raw_folder(name: str, data_dir: Path) -> Path:
     """Return the folder of the raw files: `data_dir`, or the raw/ folder in or below it."""
     for folder in (data_dir, data_dir / "raw"):
-        if any((folder / f"{f}{end}").is_file() for f in RAW_FILES for end in ("", ".gz")):
+        # the data sets have the same file names, and only MNIST's files are checked afterwards
+        named = name == "mnist" or DATASETS[name] in folder.resolve().parts
+        if named and any(
+            (folder / f"{f}{end}").is_file() for f in RAW_FILES for end in ("", ".gz")
+        ):
             return folder
     return data_dir / DATASETS[name] / "raw"
 

@@ -94,7 +94,9 @@ def _world_and_rank() -> tuple[int, int]:
         return 1, 0
     try:
         world, rank = int(values["WORLD_SIZE"]), int(values["RANK"])
-        if not 0 <= rank < world or None in values.values():
+        if not 0 <= rank < world or not 0 < int(values["MASTER_PORT"]) < 2**16:
+            raise ValueError
+        if values["MASTER_ADDR"] is None:
             raise ValueError
     except (TypeError, ValueError):
         found = " ".join(f"{name}={value}" for name, value in values.items())

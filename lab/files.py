@@ -7,6 +7,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from lab.errors import UserError
@@ -20,15 +21,20 @@ def temporary_beside(path: Path) -> Path:
 
     Those of processes that were killed before they could remove them are removed.
     """
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.{re.escape(_HOST)}\.(\d+)\.tmp")
-    for other in path.parent.glob(".*.tmp"):
-        match = pattern.fullmatch(other.name)
-        if match and not _is_running(int(match[1])):
-            if other.is_dir():
-                shutil.rmtree(other, ignore_errors=True)
-            else:
-                other.unlink(missing_ok=True)
+    _remove_litter(path.absolute().parent)
     return path.with_name(f".{path.name}.{_HOST}.{os.getpid()}.tmp")
+
+
+@cache  # once per folder: it may hold very many files
+def _remove_litter(folder: Path) -> None:
+    pattern = re.compile(rf"\..+\.{re.escape(_HOST)}\.(\d+)\.tmp")
+    for path in folder.glob(".*.tmp"):
+        match = pattern.fullmatch(path.name)
+        if match and not _is_running(int(match[1])):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _is_running(process: int) -> bool:
@@ -36,7 +42,7 @@ def _is_running(process: int) -> bool:
         return True
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except OSError:  # it is there and belongs to somebody else
         return True
@@ -68,7 +74,8 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         kept = "; the previous one is untouched" if target.exists() else ""
         raise UserError(f"cannot write {path}: {error.strerror or error}{kept}") from None
     except BaseException:  # such as a signal
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
         raise
 
 
@@ -93,16 +100,20 @@ def put_in_place(temporary: Path, target: Path) -> None:
 
 
 @contextlib.contextmanager
-def only_process(path: Path) -> Iterator[None]:
-    """Hold a lock on the name `path` while the block runs. A crash releases it.
+def only_process(path: Path, says: Path | None = None) -> Iterator[None]:
+    """Hold a lock on the file or folder `path` while the block runs. A crash releases it.
+
+    Args:
+        says: the path to name in the error, if it is another one.
 
     Raises:
         UserError: another process holds the lock; the message names it.
     """
     from filelock import FileLock, Timeout
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = path.with_name(f".{path.name}.lock")
+    real = Path(os.path.realpath(path))  # two links to one file are one file
+    real.parent.mkdir(parents=True, exist_ok=True)
+    name = real.parent / f".{real.name}.lock"
     lock = FileLock(name)
     try:
         lock.acquire(timeout=0)
@@ -110,7 +121,7 @@ def only_process(path: Path) -> Iterator[None]:
         owner = ""
         with contextlib.suppress(OSError):
             owner = name.read_text().strip()
-        raise UserError(f"{path} is in use by {owner or 'another process'}") from None
+        raise UserError(f"{says or path} is in use by {owner or 'another process'}") from None
     except (OSError, NotImplementedError):  # a file system without locks
         yield
         return
@@ -126,14 +137,13 @@ def only_process(path: Path) -> Iterator[None]:
 def samples_folder(samples: str | Path, checkpoint: str | Path) -> Path:
     """Return the folder for pictures of a checkpoint: a different one for each of its folders.
 
-    Pictures of checkpoints/v.pt go to samples/, those of a/v.pt to samples/a/, and those of a
-    checkpoint in the current folder to samples/here/.
+    Pictures of checkpoints/v.pt go to samples/, those of a/v.pt to samples/a/, those of a
+    checkpoint in the current folder to samples/_here/, and those of one elsewhere to
+    samples/_root/<its folder>.
     """
-    folder = Path(checkpoint).resolve().parent
-    here = Path.cwd()
+    folder, here = Path(checkpoint).absolute().parent.resolve(), Path.cwd()
+    if not folder.is_relative_to(here) or not Path(samples).resolve().is_relative_to(here):
+        return Path(samples, "_root", folder.relative_to(folder.anchor))
     if folder == here / "checkpoints":
         return Path(samples)
-    if folder == here:
-        return Path(samples, "here")
-    below = folder.relative_to(here if folder.is_relative_to(here) else folder.anchor)
-    return Path(samples, below)
+    return Path(samples, "_here" if folder == here else folder.relative_to(here))

@@ -1,6 +1,7 @@
 """The files of a training run: their names, the log, the loss curve, and files of earlier runs."""
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -8,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.errors import UserError
-from lab.files import samples_folder, write_atomically
+from lab.files import only_process, samples_folder, write_atomically
 from lab.pictures import new_figure, save_figure
+
+STATE_FORMAT = "ddpm-ddim-lab training state 3"
 
 
 @dataclass(frozen=True)
@@ -49,30 +52,34 @@ class RunFiles:
     def keep_earlier_run(self) -> str | None:
         """Rename the files of an earlier run: v.pt becomes v.1.pt, or v.2.pt if that is taken.
 
-        An earlier run that never saved a checkpoint is not kept.
+        A run that ended before its first step is not kept.
 
         Returns:
             A note for the user if there was an earlier run.
         """
-        stem, earlier = self.checkpoint.stem, self._existing()
-        if not self.checkpoint.exists():
-            for path in earlier:
-                path.unlink()
-            return None
-        number = 1
-        while self.checkpoint.with_stem(f"{stem}.{number}").exists():
-            number += 1
-        for path in earlier:
-            os.replace(path, path.with_name(f"{stem}.{number}{path.name.removeprefix(stem)}"))
-        kept = self.checkpoint.with_stem(f"{stem}.{number}")
-        return f"an earlier run's {self.checkpoint} and its other files are now {kept} and so on"
+        if not os.path.lexists(self.checkpoint) and step_of(self.state) == 0:
+            self.state.unlink()
+            self.log.unlink(missing_ok=True)
+        earlier = self._existing()
+        for number in itertools.count(1) if earlier else ():
+            kept = RunFiles(
+                self.checkpoint.with_stem(f"{self.checkpoint.stem}.{number}"), self.samples
+            )
+            if kept._existing():
+                continue
+            with contextlib.suppress(UserError), only_process(kept.checkpoint):
+                for path in earlier:
+                    suffix = path.name.removeprefix(self.checkpoint.stem)
+                    os.replace(path, path.with_name(f"{kept.checkpoint.stem}{suffix}"))
+                return f"files of an earlier {self.checkpoint} are now {kept.checkpoint} and so on"
+        return None
 
     def _existing(self) -> list[Path]:
         """Return the files of this name that are there; the checkpoint is the last one."""
         epoch = re.compile(rf"{re.escape(self.checkpoint.stem)}-epoch\d+\.png")
         grids = [p for p in self.grid.parent.glob("*.png") if epoch.fullmatch(p.name)]
         names = [*grids, self.grid, self.loss_curve, self.log, self.state, self.checkpoint]
-        return [path for path in names if path.exists()]
+        return [path for path in names if os.path.lexists(path)]
 
     def check_run(self, run: str) -> None:
         """Check that the log and the checkpoint, where they exist, are of this run.
@@ -125,3 +132,13 @@ class RunFiles:
             ax.legend()
         ax.grid(alpha=0.3, which="both")
         save_figure(figure, self.loss_curve)
+
+
+def step_of(state: Path) -> int | None:
+    """Return the step of a training state, or None if the file is not one."""
+    from lab.checkpoint import load
+
+    try:
+        return load(state, "step", wanted=STATE_FORMAT)["step"]
+    except UserError:
+        return None

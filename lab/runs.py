@@ -1,6 +1,7 @@
 """A training run: what decides it, what it keeps between two steps, and its files."""
 
 import copy
+import json
 import math
 import uuid
 from dataclasses import asdict
@@ -9,9 +10,9 @@ from pathlib import Path
 from lab import checkpoint
 from lab.distributed import Process
 from lab.errors import UserError, one_line
-from lab.optim import ema_decay, learning_rate_factor, make_optimizers, update_ema
+from lab.optim import Muon, ema_decay, learning_rate_factor, make_optimizers, update_ema
 from lab.recipe import Recipe, loss_weights, timestep_cdf
-from lab.run_files import RunFiles
+from lab.run_files import STATE_FORMAT, RunFiles
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from scheduler import PREDICTION_TYPES, DDPMScheduler
 from unet import UNet
 
-STATE_FORMAT = "ddpm-ddim-lab training state 3"
 STATE_KEYS = (
     *("run", "recipe", "options", "step", "elapsed", "log"),
     *("model", "ema", "optimizers", "generator"),
@@ -129,7 +129,7 @@ class Run:
 
     def fit_to_the_clock(self) -> None:
         """Set the length of a --minutes run, and so its learning rate, by its speed so far."""
-        if self.recipe.minutes is not None and self.step:
+        if self.recipe.minutes is not None and self.elapsed > 1e-6 * self.step > 0:
             left = self.recipe.minutes * 60 - self.elapsed
             self.total_steps = self.step + max(0, round(left / (self.elapsed / self.step)))
 
@@ -205,22 +205,24 @@ class Run:
         """
         note = None
         try:
-            self.model.load_state_dict(state["model"])
-            self.ema.load_state_dict(state["ema"])
-            for optimizer, optimizer_state in zip(
-                self.optimizers, state["optimizers"], strict=True
-            ):
-                optimizer.load_state_dict(optimizer_state)
+            for module, name in ((self.model, "model"), (self.ema, "ema")):
+                module.load_state_dict(state[name])
+                if not all(p.isfinite().all() for p in module.parameters()):
+                    raise ValueError(f"the weights of its {name} are not finite")
+            for optimizer, loaded in zip(self.optimizers, state["optimizers"], strict=True):
+                load_optimizer(optimizer, loaded)
             self.id, self.log = str(state["run"]), checked_log(state["log"])
-            self.step, self.elapsed = int(state["step"]), float(state["elapsed"])
-            if self.step < 0 or not 0 <= self.elapsed < math.inf:
+            self.step, self.elapsed = state["step"], float(state["elapsed"])
+            if type(self.step) is not int or not 0 <= self.step < 2**62:
+                raise ValueError(f"step {self.step!r:.50}")
+            if not 0 <= self.elapsed < 1e12:
                 raise ValueError(f"step {self.step} after {self.elapsed} seconds")
             if len(state["generator"]) == len(self.generator.get_state()):
                 self.generator.set_state(state["generator"])
             else:
                 self.generator.manual_seed(self.recipe.seed + self.step)
                 note = "the state is from another type of device: t and eps get a new seed"
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except Exception as error:  # a damaged state can make torch raise any exception
             raise UserError(f"the training state does not fit: {one_line(error)}") from None
         self.fit_to_the_clock()
         return note
@@ -247,9 +249,30 @@ def checked_log(log: object) -> list[dict]:
     for line in log if isinstance(log, list) else [None]:
         if not isinstance(line, dict) or not {"step", "images"} <= line.keys():
             raise ValueError(f"{line!r:.50} is not a line of a log")
-        if not all(isinstance(line[key], int | float) for key in numbers if key in line):
+        if not all(type(line[key]) in (int, float) for key in numbers if key in line):
             raise ValueError(f"{line!r:.50} is not a line of a log")
+        if not all(abs(line[key]) < 2**62 for key in numbers if key in line):
+            raise ValueError(f"{line!r:.50} is not a line of a log")
+        json.dumps(line)  # or a TypeError
     return log
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, loaded: dict) -> None:
+    """Load the moments of an optimizer. Its settings stay: the recipe decides them.
+
+    Raises:
+        ValueError: the moments are not those of the optimizer's parameters.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": loaded["state"], "param_groups": groups})
+    is_muon = isinstance(optimizer, Muon)
+    wanted = {"momentum_buffer"} if is_muon else {"step", "exp_avg", "exp_avg_sq"}
+    for p, moments in optimizer.state.items():
+        if set(moments) != wanted:
+            raise ValueError(f"its optimizer holds {', '.join(map(str, moments))}")
+        for name, moment in moments.items():
+            if moment.shape != (() if name == "step" else p.shape) or not moment.isfinite().all():
+                raise ValueError(f"{name} of its optimizer does not fit the parameter")
 
 
 class Meter:

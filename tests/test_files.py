@@ -87,6 +87,7 @@ def test_the_litter_of_a_killed_process_is_removed_and_that_of_a_running_one_is_
     other = tmp_path / ".another.tmp"
     for litter in (old, running, other):
         litter.write_text("half a fi")
+    files._remove_litter.cache_clear()  # as in a new process
     write_atomically(path, b"x")
     assert sorted(tmp_path.iterdir()) == sorted([path, running, other])
 

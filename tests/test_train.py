@@ -56,12 +56,12 @@ def test_the_files_of_earlier_runs_are_kept(run_here, data_dir, tmp_path):
     assert run_here("train.py", *arguments, "--steps", 2).returncode == 0
     suffixes = (".pt", ".state.pt", ".jsonl", ".png")
     before = [(tmp_path / f"x{suffix}").read_bytes() for suffix in suffixes]
-    grid = (tmp_path / "samples/here/x.png").read_bytes()
+    grid = (tmp_path / "samples/_here/x.png").read_bytes()
     for start in (1, 2):
         done = run_here("train.py", *arguments, "--steps", 1, "--seed", start)
         assert f"x.{start}.pt" in done.stderr
         assert before == [(tmp_path / f"x.1{suffix}").read_bytes() for suffix in suffixes]
-        assert grid == (tmp_path / "samples/here/x.1.png").read_bytes()
+        assert grid == (tmp_path / "samples/_here/x.1.png").read_bytes()
     contents = [torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("x.1", "x.2")]
     assert [c["training"]["args"]["seed"] for c in contents] == [0, 1]
 
@@ -166,7 +166,7 @@ def test_a_signal_saves_and_leaves(number, code, whole_run, tmp_path, data_dir, 
     output, errors = process.communicate()
     assert process.returncode == code, errors
     assert "Traceback" not in errors
-    assert "--resume r.state.pt" in output
+    assert "--resume=r.state.pt" in output
     stopped_at = torch.load(tmp_path / "r.state.pt", weights_only=True)["step"]
     assert f"stopped at step {stopped_at} of 60" in output
     assert run("train.py", "--resume", "r.state.pt", "--data", data_dir).returncode == 0
@@ -273,10 +273,11 @@ def test_the_printed_command_continues_the_run(monkeypatch, run_here, data_dir, 
     assert done.returncode == 128 + number
     (line,) = [line for line in done.stdout.splitlines() if "--resume" in line]
     python, script, *rest = shlex.split(line)
-    assert (python, script, rest[0]) == ("python", "train.py", "--resume")
-    assert torch.load(tmp_path / rest[1], weights_only=True)["step"] == 3
-    assert run_here(script, *rest).returncode == 0
-    assert torch.load(tmp_path / rest[1], weights_only=True)["step"] == 5
+    (resume,) = rest
+    assert (python, script, resume[:9]) == ("python", "train.py", "--resume=")
+    assert torch.load(tmp_path / resume[9:], weights_only=True)["step"] == 3
+    assert run_here(script, resume).returncode == 0
+    assert torch.load(tmp_path / resume[9:], weights_only=True)["step"] == 5
 
 
 def test_a_finished_run_can_be_extended(run_here, data_dir, tmp_path):
@@ -383,7 +384,7 @@ def test_a_broken_pipe_does_not_end_a_run(tmp_path, data_dir):
     process.stderr.close()
     assert process.wait() == 0
     assert torch.load(tmp_path / "r.state.pt", weights_only=True)["step"] == 60
-    assert (tmp_path / "samples/here/r.png").exists()
+    assert (tmp_path / "samples/_here/r.png").exists()
 
 
 @pytest.mark.slow
@@ -430,7 +431,10 @@ def test_several_processes_see_a_stop_within_seconds(tmp_path, data_dir):
         (["--dataset", "cifar"], ["--dataset", "cifar"]),
         (["--device", "abacus"], ["--device", "abacus"]),
         (["--out", "model.ckpt"], ["--out", ".pt"]),
-        (["--out", "samples/x.pt"], ["--samples", "--out"]),
+        (["--out", "a/x.pt", "--samples", "."], ["--samples", "same name"]),
+        (["--out", "x.state.pt"], ["--out", "training state"]),
+        (["--muon-lr", "1e300"], ["--muon-lr"]),
+        (["--device", "meta"], ["--device", "meta"]),
         (["--resume", "missing.state.pt"], ["missing.state.pt", "No such file"]),
         (["--out", "/dev/null/x.pt", "--steps", "1"], ["/dev/null"]),
         (["--samples", "/dev/null/x", "--steps", "1"], ["/dev/null/x"]),
@@ -461,7 +465,7 @@ def test_resume_may_change_where_and_how_often_files_are_written(
     torch.save(state | {"step": 4, "log": []}, tmp_path / "x.state.pt")
     changed = ("--samples", "elsewhere", "--log-every", 2, "--save-every", 3)
     assert run_here("train.py", "--resume", "x.state.pt", *changed).returncode == 0
-    assert (tmp_path / "elsewhere/here/x.png").exists()
+    assert (tmp_path / "elsewhere/_here/x.png").exists()
     log = read_log(tmp_path / "x.jsonl")
     assert [line["step"] for line in log if "loss" in line] == [6, 8]
 
@@ -473,7 +477,7 @@ def test_a_run_goes_on_where_its_state_lies(run_here, tiny_checkpoint, data_dir,
     (tmp_path / "moved.state.pt").write_bytes(state.read_bytes())
     done = run_here("train.py", "--resume", "moved.state.pt", "--data", data_dir)
     assert done.returncode == 0 and "moved.pt" in done.stdout
-    assert (tmp_path / "moved.jsonl").exists() and (tmp_path / "samples/here/moved.png").exists()
+    assert (tmp_path / "moved.jsonl").exists() and (tmp_path / "samples/_here/moved.png").exists()
     assert before == {path: path.read_bytes() for path in tiny_checkpoint.parent.glob("*.*")}
     (tmp_path / "state.pt").write_bytes(state.read_bytes())
     assert_refused(run_here("train.py", "--resume", "state.pt"), "state.pt", ".state.pt")
@@ -489,3 +493,50 @@ def test_a_state_of_another_type_of_device_is_continued_with_a_note(
     done = run_here("train.py", "--resume", "x.state.pt", "--data", data_dir)
     assert done.returncode == 0 and "another type of device" in done.stderr
     assert torch.load(tmp_path / "x.state.pt", weights_only=True)["step"] == 30
+
+
+def test_files_that_are_not_the_runs_are_renamed_and_not_lost(run_here, data_dir, tmp_path):
+    """Also where a checkpoint was moved away, or where a numbered name is taken in part."""
+    arguments = (*TINY, "--steps", 2, "--data", data_dir, "--out", "x.pt")
+    assert run_here("train.py", *arguments).returncode == 0
+    (tmp_path / "x.pt").rename(tmp_path / "best.pt")
+    (tmp_path / "x.1.jsonl").write_text("mine")
+    state = (tmp_path / "x.state.pt").read_bytes()
+    assert run_here("train.py", *arguments).returncode == 0
+    assert (tmp_path / "x.1.jsonl").read_text() == "mine"
+    assert (tmp_path / "x.2.state.pt").read_bytes() == state
+    assert (tmp_path / "x.2.jsonl").exists()
+
+
+def test_a_failed_preview_costs_nothing(run_here, data_dir, tmp_path, monkeypatch):
+    def save_grid(*args, **kwargs):
+        raise train.UserError("cannot write x.png: No space left on device")
+
+    monkeypatch.setattr(train, "save_grid", save_grid)
+    done = run_here("train.py", *TINY, "--steps", 2, "--data", data_dir, "--out", "x.pt")
+    assert done.returncode == 0 and "note: cannot write x.png" in done.stderr
+    assert (tmp_path / "x.pt").exists()
+
+
+def test_an_empty_resume_is_no_new_run(run_here):
+    assert_refused(run_here("train.py", "--resume", ""), ".state.pt")
+
+
+@pytest.mark.parametrize("kind", ["shape", "nan", "settings", "ema"])
+def test_damaged_optimizers_and_weights_are_refused(run_here, tiny_checkpoint, tmp_path, kind):
+    """Settings of the optimizers are the recipe's, whatever the state says."""
+    state = torch.load(tiny_checkpoint.with_suffix(".state.pt"), weights_only=True)
+    moments = state["optimizers"][0]["state"][0]
+    if kind == "shape":
+        moments["exp_avg"] = torch.zeros(3)
+    elif kind == "nan":
+        moments["exp_avg_sq"].fill_(float("nan"))
+    elif kind == "settings":
+        state["optimizers"][0]["param_groups"][0] |= {"eps": "small", "peak_lr": None}
+    else:
+        state["ema"]["head.bias"].fill_(float("nan"))
+    torch.save(state, tmp_path / "x.state.pt")
+    done = run_here("train.py", "--resume", "x.state.pt")
+    assert done.returncode == (0 if kind == "settings" else 2), done.stderr
+    if kind != "settings":
+        assert_refused(done, "does not fit")
