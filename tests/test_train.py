@@ -8,6 +8,8 @@ import subprocess
 import sys
 import time
 
+from lab import files
+
 import pytest
 import torch
 from helpers import ROOT, TINY, assert_refused, command
@@ -355,6 +357,7 @@ def test_a_run_killed_before_its_first_save_is_not_mistaken_for_an_earlier_one(
     process.kill()
     process.communicate()
     assert (tmp_path / "x.1.pt").read_bytes() == finished
+    files._remove_litter.cache_clear()  # as in a new process
     assert run_here("train.py", "--resume", "x.state.pt", "--steps", 3).returncode == 0
     training = torch.load(tmp_path / "x.pt", weights_only=True)["training"]
     assert (training["args"]["seed"], training["step"]) == (2, 3)
