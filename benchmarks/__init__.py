@@ -2,5 +2,5 @@
 
 import os
 
-# What the user set, copied before `lab` adds its own default for OMP_WAIT_POLICY.
+# What the user set: the contestants get it as it is.
 USER_ENVIRONMENT = dict(os.environ)

@@ -5,10 +5,6 @@ Importing it comes first in every script, before torch, because its settings mus
 
 import os
 
-# An OpenMP thread that waits sleeps instead of spinning. On a machine that does other work too, a
-# spinning thread takes the core that the working thread needs: see benchmarks/README.md.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 # If stdin, stdout or stderr is closed, the next file to be opened would take its number, and would
 # then receive what libraries print.
 for _number in range(3):

@@ -1,8 +1,7 @@
 """How threads should wait: OMP_WAIT_POLICY on the machine as it is and with one busy process more.
 
 An OpenMP thread that waits for the others can sleep (`passive`) or spin (`active`). Without the
-variable, it spins for some milliseconds and then sleeps. lab/__init__.py makes `passive` the
-default.
+variable, it spins for some milliseconds and then sleeps; this is the default of the scripts.
 """
 
 import contextlib
