@@ -63,9 +63,7 @@ def abar_at(scheduler, t):
     return 1.0 if t < 0 else scheduler.alphas_cumprod[t].item()
 
 
-# ================================================================================================
-# 1. First principles: closed forms and brute-force Bayes, in float64
-# ================================================================================================
+# ==== 1. First principles: closed forms and brute-force Bayes, in float64 =========================
 #
 # A step is affine: x_{t-k} = a x_0 + b x_t + s z, where x_0 is what the network predicts and z is
 # the noise. `coefficients` reads a, b and s from one step, so most tests are algebra and need no
@@ -315,7 +313,7 @@ MODELS = [*product(NAMED, ["epsilon", "v_prediction"]), ("zero_snr", "v_predicti
 
 
 def best_output(scheduler, x_t, t):
-    """Return eps, v or x_0 of the best denoiser for N(M, D^2), as the scheduler expects it."""
+    """Return eps or v of the best denoiser for N(M, D^2), as the scheduler expects it."""
     abar = abar_at(scheduler, t)
     signal, sigma = math.sqrt(abar), math.sqrt(1 - abar)
     x0 = M + signal * D**2 / (abar * D**2 + 1 - abar) * (x_t - signal * M)
@@ -386,9 +384,7 @@ def test_sampling_returns_the_data_distribution(model, sampler):
     assert abs(x.std().item() - deviation) < 4.5 * D / math.sqrt(2 * n)
 
 
-# ================================================================================================
-# 2. Against diffusers, element by element
-# ================================================================================================
+# ==== 2. Against diffusers, element by element ====================================================
 #
 # diffusers computes its tables in float32, and casts even `trained_betas`. Its own constructor is
 # therefore given a `torch` whose float32 is float64 (`Float64Torch`): nothing of ours flows into
@@ -633,9 +629,7 @@ def test_ddim_equals_diffusers_on_the_sub_schedule(spacing, S):
     assert (misled - expected).abs().max() > 1e-3
 
 
-# ================================================================================================
-# 3. Promises for any input: shapes, dtypes, timesteps, randomness, purity, errors
-# ================================================================================================
+# ==== 3. Promises for any input: shapes, dtypes, timesteps, randomness, purity, errors ============
 
 INT_DTYPES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
 T = 100  # small tables: hypothesis makes many schedulers
@@ -664,21 +658,27 @@ def small(cls, **kwargs):
 @given(shapes, dtypes, dtypes, st.sampled_from(["add_noise", "get_velocity"]), seeds)
 def test_forward_keeps_shape_dtype_and_precision(shape, dtype, noise_dtype, method, seed):
     """The result has x_0's shape and dtype, and is the float64 result to that dtype's precision."""
-    forward = getattr(small(DDPMScheduler), method)
+    scheduler = small(DDPMScheduler)
+    forward = getattr(scheduler, method)
     x0, noise = gaussian(seed, *shape, dtype=dtype), gaussian(seed + 1, *shape, dtype=noise_dtype)
     t = torch.randint(0, T, shape[:1], generator=seeded(seed))
-    actual, noise = forward(x0, noise, t), noise.to(dtype)
+    expected = forward(x0.double(), noise.to(dtype).double(), t)
+    actual = forward(x0, noise, t)
     assert actual.shape == x0.shape and actual.dtype == dtype
     # The coefficient, the product and the sum are each rounded: 3 halves of eps, on terms below max
     # + max, and float16 has no more than 6e-8 of resolution near 0.
     atol = 1.5 * torch.finfo(dtype).eps * (x0.abs().max() + noise.abs().max()).item() + 1.2e-7
-    expected = forward(x0.double(), noise.double(), t)
     assert_close(actual.double(), expected, atol=atol if dtype != F64 else 0)
+    # the coefficients are float64's, rounded once
+    one, zero, t = torch.ones(T, dtype=dtype), torch.zeros(T, dtype=dtype), torch.arange(T)
+    abar = scheduler.alphas_cumprod
+    assert_close(scheduler.add_noise(one, zero, t), abar.sqrt().to(dtype))
+    assert_close(scheduler.add_noise(zero, one, t), (1 - abar).sqrt().to(dtype))
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTIONS)
 @pytest.mark.parametrize("cls, arguments", STEPS)
-@quick
+@examples(max_examples=30)
 @given(st.booleans(), shapes, dtypes, dtypes, timesteps, seeds)
 def test_step_keeps_shape_dtype_and_precision(
     cls, arguments, prediction_type, clip, shape, dtype, output_dtype, t, seed
@@ -940,10 +940,9 @@ def test_gradients_flow_through_a_step(cls, arguments, prediction_type):
     # seeds
     for clip, t in product([False, True], [0, 50, 99]):
         scheduler = small(cls, prediction_type=prediction_type, clip_sample=clip)
-        step = functools.partial(scheduler.step, variance_noise=z, **arguments)
-        assert torch.autograd.gradcheck(
-            lambda output, x, t=t, step=step: tuple(step(output, t, x)), inputs
-        )
+        step = functools.partial(scheduler.step, timestep=t, variance_noise=z, **arguments)
+        assert all(result.requires_grad for result in step(output, sample=x))  # else not checked
+        assert torch.autograd.gradcheck(lambda o, x, step=step: tuple(step(o, sample=x)), inputs)
 
 
 def test_gradients_flow_through_the_forward_process():
@@ -954,10 +953,7 @@ def test_gradients_flow_through_the_forward_process():
     assert torch.autograd.gradcheck(lambda x0, noise: scheduler.get_velocity(x0, noise, t), inputs)
 
 
-TIMES = [5, torch.tensor(5), torch.tensor([5]), torch.tensor([5, 6])]
-
-
-@pytest.mark.parametrize("t", TIMES, ids=str)
+@pytest.mark.parametrize("t", [5, torch.tensor(5), torch.tensor([5]), torch.tensor([5, 6])])
 def test_training_works_after_inference_mode(t):
     """Autograd accepts tables that were cached under inference_mode."""
     scheduler, x = small(DDPMScheduler), gaussian(0, 2, 3)
@@ -1047,9 +1043,9 @@ ERRORS += [
     (noising(t=INDEX + 100, method="get_velocity"), "timesteps | [0, 100) | 100"),
     *[(stepping(t=t), f"timestep {t} | 100 timesteps") for t in (100, -1, 50.5)],
     (stepping(S=10), "timestep 50 | 10 timesteps | 99, 89, 79, ..., 9"),
-    (stepping(S=2), "timestep 50 | 2 timesteps | 99, 49"),
-    (stepping(cls=DDIMScheduler, S=2), "timestep 50 | 2 timesteps | 99, 49"),
+    *[(stepping(cls=c, S=2), "timestep 50 | 2 timesteps | 99, 49: see") for c in BOTH],
     (stepping(X[:2]), "model_output | (2, 1, 2, 2) | (4, 1, 2, 2)"),
+    (stepping(X.reshape(1, 4, 2, 2)), "model_output | (1, 4, 2, 2) | (4, 1, 2, 2)"),
     (stepping(X[:, :, :1]), "model_output | (4, 1, 1, 2) | (4, 1, 2, 2)"),
     (stepping(X[:2], cls=DDIMScheduler), "model_output | (2, 1, 2, 2) | (4, 1, 2, 2)"),
     (stepping(variance_noise=X[:1]), "variance_noise | (1, 1, 2, 2) | (4, 1, 2, 2)"),
