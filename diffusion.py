@@ -52,7 +52,7 @@ def training_loss(
     """Return the loss of one training step: Algorithm 1 of DDPM, for any prediction type.
 
     Args:
-        x0: (B, C, H, W) clean images in [-1, 1], drawn from the data (line 2).
+        x0: (B, C, H, W) clean images in the range of the model, drawn from the data (line 2).
         cdf: (T,) cumulative distribution of the timesteps, float32.
         loss_weights: (T,) weights of the squared error, float32.
         generator: draws t and eps for the whole batch.
@@ -111,7 +111,7 @@ def sample(
         step_arguments: what `scheduler.step` takes besides, such as eta.
 
     Returns:
-        (B, C, H, W) float32, about in [-1, 1].
+        (B, C, H, W) float32, in the range of the model; `lab.data.to_uint8` makes pixels of them.
     """
     x_t = image_noise(seed, indices, 0, shape) if x_T is None else x_T  # 1: x_T ~ N(0, I)
     n = len(indices)

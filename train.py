@@ -28,7 +28,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from lab import cli
-from lab.data import DATASETS, load_dataset, to_uint8, to_unit_range
+from lab.data import DATASETS, load_dataset, to_uint8
 from lab.device import bfloat16_convolutions
 from lab.distributed import Process, launch
 from lab.errors import UserError
@@ -94,6 +94,14 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
         help="steps between saves (default: an epoch)",
     )
     where.add_argument(
+        "--keep",
+        type=natural,
+        nargs="+",
+        default=[],
+        metavar="STEP",
+        help="also keep the checkpoint of these steps, as OUT-step<STEP>.pt",
+    )
+    where.add_argument(
         "--log-every", type=natural, default=50, metavar="STEPS", help="steps per line of the log"
     )
 
@@ -115,6 +123,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
         help="how timesteps are drawn: log-SNR from N(-0.5, 1.5^2), or t uniformly",
     )
     how.add_argument(
+        "--low-noise",
+        type=cli.number(float, 0, 1),
+        help="lognormal only: share of the images with log-SNR from N(5, 2^2) instead",
+    )
+    how.add_argument(
         "--max-weight",
         type=cli.number(float, 1),
         help="eps only: upper bound of the loss weight 1/abar (1: unweighted)",
@@ -123,6 +136,11 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
     how.add_argument("--schedule", choices=BETA_SCHEDULES, help="noise schedule")
     how.add_argument("--zero-snr", action="store_true", help="rescale the schedule to abar_T = 0")
     how.add_argument("--timesteps", type=cli.number(int, 1, 100_000), help="T of the schedule")
+    how.add_argument(
+        "--clip-sample-range",
+        type=cli.number(float, 1, 10),
+        help="the range of x_0: black is minus this, white is this, the gray between in (-1, 1)",
+    )
 
     args = p.parse_args(argv)
     given = p.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args))))
@@ -196,7 +214,7 @@ def validation_loss(run: Run, images: Tensor) -> float:
     generator = torch.Generator(images.device).manual_seed(0)
     total = 0.0
     for batch in images.split(256):
-        x0 = to_unit_range(batch)
+        x0 = run.to_model_range(batch)
         loss = training_loss(run.ema, run.scheduler, x0, run.cdf, run.loss_weights, generator)
         total += loss * len(batch)
     return (total / len(images)).item()
@@ -289,7 +307,7 @@ def train(
     ):
         while not run.finished:
             # ----- draw images, compute the loss of Algorithm 1, take a step along its gradient
-            x0, lr = to_unit_range(run.next_images()), recipe.lr * run.lr_factor
+            x0, lr = run.next_images(), recipe.lr * run.lr_factor
             with bfloat16_convolutions():
                 loss = training_loss(
                     model, run.scheduler, x0, run.cdf, run.loss_weights, run.generator, share
@@ -300,7 +318,7 @@ def train(
 
             # ----- now and then, read the numbers back from the device
             log_due = len(meter) == args.log_every or (recipe.minutes and run.step == 5)
-            save_due = run.step % save_every == 0
+            save_due = run.step % save_every == 0 or run.step in args.keep
             ask = process.world == 1 or run.step % stop_every == 0  # several agree once a second
             stop = ask and process.any(bool(signals))
             if not (log_due or save_due or run.epoch_ends or stop):
@@ -331,6 +349,8 @@ def train(
                 saved_step = run.step
                 if first:
                     run.save(files, options)
+                if first and run.step in args.keep:
+                    files.keep_checkpoint(run.step)
             if run.epoch_ends and not run.finished and first:
                 preview(run, files.grid_of_epoch(run.step // run.steps_per_epoch), steps=20)
             if stop and not run.finished:

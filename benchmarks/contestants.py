@@ -12,7 +12,7 @@ CONTESTANTS and in PEERS of __main__.py.
 
 import math
 
-from lab.data import to_unit_range
+from lab.data import to_model_range
 from lab.device import autocast, bfloat16_convolutions
 from lab.recipe import Recipe
 from lab.runs import Run
@@ -38,8 +38,9 @@ class Ours:
     def loss(self) -> Tensor:
         """Return the loss of the run's next batch."""
         run = self.run
-        x0 = to_unit_range(run.next_images())
-        return training_loss(run.model, run.scheduler, x0, run.cdf, run.loss_weights, run.generator)
+        return training_loss(
+            run.model, run.scheduler, run.next_images(), run.cdf, run.loss_weights, run.generator
+        )
 
     def train_step(self, progress: float = 0.0) -> None:
         with bfloat16_convolutions():
@@ -76,7 +77,7 @@ class Diffusers:
 
     def train_step(self, progress: float = 0.0) -> None:
         """Take a step; its learning rate falls along the cosine of the example."""
-        x0 = to_unit_range(draw(self.images, self.batch_size))
+        x0 = to_model_range(draw(self.images, self.batch_size))
         noise = torch.randn_like(x0)
         t = torch.randint(1000, (len(x0),), device=self.device)
         with autocast(self.device):

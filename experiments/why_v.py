@@ -6,8 +6,8 @@ arXiv:2202.00512).
 
 Test images are noised to x_t, with the same noise for every t and model. The table has the root
 mean square error of the predicted x₀ for pixels in [−1, 1]: with the network in float32 and under
-bfloat16 autocast, and before and after the clipping to [−1, 1]. A second measurement counts the
-pixels of the predicted x₀ that the sampler clips at each step.
+bfloat16 autocast, and before and after the clipping to the model's range. A second measurement
+counts the pixels of the predicted x₀ that the sampler clips at each step.
 
 Writes a table of each and why-v.png.
 """
@@ -15,7 +15,7 @@ Writes a table of each and why-v.png.
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from lab.data import load_dataset, to_unit_range
+from lab.data import load_dataset, to_model_range
 from lab.noise import image_noise
 from lab.pictures import new_figure, save_figure
 
@@ -72,9 +72,10 @@ def prediction_errors(subject: Subject, images: Tensor, timesteps: Sequence[int]
         For each t: its SNR; the rms error over all pixels for the network in float32 and in
         bfloat16, before and after clipping; and the rms difference of the two ("rounding").
     """
-    x0 = to_unit_range(images)
-    noise = image_noise(0, torch.arange(len(x0), device=x0.device), 0, SHAPE)
     scheduler = subject.scheduler(clip_sample=False)
+    bound = scheduler.config.clip_sample_range
+    x0 = to_model_range(images, bound)
+    noise = image_noise(0, torch.arange(len(x0), device=x0.device), 0, SHAPE)
     scheduler.set_timesteps(timesteps=timesteps)
     rows = []
     for t in timesteps:
@@ -86,7 +87,7 @@ def prediction_errors(subject: Subject, images: Tensor, timesteps: Sequence[int]
                 output = subject.model(x_t, torch.full((1,), t, device=x_t.device)).float()
             x = predictions[dtype] = scheduler.step(output, t, x_t).pred_original_sample
             row[dtype] = rms(x - x0)
-            row[f"{dtype}_clipped"] = rms(x.clamp(-1, 1) - x0)
+            row[f"{dtype}_clipped"] = rms(x.clamp(-bound, bound) - x0)
         row["rounding"] = rms(predictions["bfloat16"] - predictions["float32"])
         rows.append(row)
     return rows
@@ -100,9 +101,10 @@ def clipped_shares(subject: Subject, n: int, steps: int, device: torch.device) -
     """Return the share of pixels of x_0 that DDIM (eta = 0) clips at each step, for n images."""
     scheduler, rows = subject.scheduler(), []
     scheduler.set_timesteps(steps)
+    bound = scheduler.config.clip_sample_range
 
     def count(t: int, _x_t: Tensor, x0: Tensor) -> None:
-        rows.append({"t": t, "share": (x0.abs() >= 1).float().mean().item()})  # ±1 only if clipped
+        rows.append({"t": t, "share": (x0.abs() >= bound).float().mean().item()})
 
     indices = torch.arange(n, device=device)
     sample(subject.model, scheduler, indices, SHAPE, callback=count, eta=0.0)

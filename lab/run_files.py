@@ -47,6 +47,11 @@ class RunFiles:
     def grid_of_epoch(self, epoch: int) -> Path:
         return self.grid.with_stem(f"{self.checkpoint.stem}-epoch{epoch:02d}")
 
+    def keep_checkpoint(self, step: int) -> None:
+        """Copy the checkpoint, as that of this step: v-step1000.pt."""
+        kept = self.checkpoint.with_stem(f"{self.checkpoint.stem}-step{step}")
+        write_atomically(kept, self.checkpoint.read_bytes())
+
     # ------------------------------------------------------------------------------- earlier runs
 
     def keep_earlier_run(self) -> str | None:
@@ -76,9 +81,10 @@ class RunFiles:
 
     def _existing(self) -> list[Path]:
         """Return the files of this name that are there; the checkpoint is the last one."""
-        epoch = re.compile(rf"{re.escape(self.checkpoint.stem)}-epoch\d+\.png")
-        grids = [p for p in self.grid.parent.glob("*.png") if epoch.fullmatch(p.name)]
-        names = [*grids, self.grid, self.loss_curve, self.log, self.state, self.checkpoint]
+        numbered = re.compile(rf"{re.escape(self.checkpoint.stem)}-(epoch\d+\.png|step\d+\.pt)")
+        files = [*self.grid.parent.glob("*.png"), *self.checkpoint.parent.glob("*.pt")]
+        names = [path for path in files if numbered.fullmatch(path.name)]
+        names += [self.grid, self.loss_curve, self.log, self.state, self.checkpoint]
         return [path for path in names if os.path.lexists(path)]
 
     def check_run(self, run: str) -> None:

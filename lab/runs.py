@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lab import checkpoint
+from lab.data import to_model_range
 from lab.distributed import Process
 from lab.errors import UserError, one_line
 from lab.optim import Muon, ema_decay, learning_rate_factor, make_optimizers, update_ema
@@ -57,11 +58,12 @@ class Run:
                 beta_schedule=recipe.schedule,
                 prediction_type=PRED_OPTIONS[recipe.pred],
                 rescale_betas_zero_snr=recipe.zero_snr,
+                clip_sample_range=recipe.clip_sample_range,
             )
         except ValueError as error:
             raise UserError(str(error)) from None
         abar, prediction_type = self.scheduler.alphas_cumprod, self.scheduler.prediction_type
-        self.cdf = timestep_cdf(abar, recipe.density).float().to(device)
+        self.cdf = timestep_cdf(abar, recipe.density, recipe.low_noise).float().to(device)
         self.loss_weights = loss_weights(abar, prediction_type, recipe.max_weight)
         self.loss_weights = self.loss_weights.float().to(device)
 
@@ -84,9 +86,10 @@ class Run:
     # ------------------------------------------------------------------------------------- a step
 
     def next_images(self) -> Tensor:
-        """Return the (B, C, H, W) uint8 images of this step; every epoch shows each image once.
+        """Return the x_0 of this step: (B, C, H, W) float32, in the range of the model.
 
-        The order is a function of (seed, epoch), so a resumed run continues it.
+        Every epoch shows each image once. The order is a function of (seed, epoch), so a resumed
+        run continues it.
         """
         epoch, i = divmod(self.step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
@@ -94,7 +97,10 @@ class Run:
             indices = torch.randperm(len(self.images), generator=shuffle)
             self._order = epoch, indices.to(self.images.device)
         B = self.recipe.batch_size
-        return self.images[self._order[1][i * B : (i + 1) * B]]
+        return self.to_model_range(self.images[self._order[1][i * B : (i + 1) * B]])
+
+    def to_model_range(self, images: Tensor) -> Tensor:
+        return to_model_range(images, self.recipe.clip_sample_range)
 
     @property
     def lr_factor(self) -> float:

@@ -57,7 +57,6 @@ def test_contestants_train_and_sample(name, image):
 
 def test_our_step_is_that_of_a_run(image):
     """After the same steps, the benchmark's network has the same weights as train.py's loop."""
-    from lab.data import to_unit_range
     from lab.device import bfloat16_convolutions
     from lab.recipe import Recipe
     from lab.runs import Run
@@ -68,7 +67,7 @@ def test_our_step_is_that_of_a_run(image):
     for _ in range(2):
         ours.train_step()
         with bfloat16_convolutions():
-            x0 = to_unit_range(run.next_images())
+            x0 = run.next_images()
             run.update(
                 training_loss(
                     run.model, run.scheduler, x0, run.cdf, run.loss_weights, run.generator

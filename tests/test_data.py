@@ -22,13 +22,27 @@ def test_mnist_is_mnist(data_dir):
     assert labels[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
 
 
-def test_ranges_round_trip():
+def test_pixels_to_the_range_of_the_model_and_back():
     pixels = torch.arange(256, dtype=torch.uint8)
-    unit = data.to_unit_range(pixels)
-    assert unit.min() == -1
-    assert unit.max() == 1
-    assert torch.equal(data.to_uint8(unit), pixels)
+    plain = data.to_model_range(pixels)
+    torch.testing.assert_close(plain, torch.linspace(-1, 1, 256))
+    assert torch.equal(data.to_uint8(plain), pixels)
     assert data.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_black_and_white_are_pushed_outward():
+    """And an error of up to the distance by which they were pushed does not show."""
+    pixels = torch.arange(256, dtype=torch.uint8)
+    x = data.to_model_range(pixels, 1.25)
+    assert (x[0], x[255]) == (-1.25, 1.25)
+    assert torch.equal(x[1:252], data.to_model_range(pixels)[1:252])
+    assert (x.diff() > 0).all()
+    merged = torch.where(pixels >= 252, 255, pixels)
+    for error in (-0.2, 0.0, 0.2):
+        ends = torch.tensor([0, 255])
+        assert torch.equal(data.to_uint8(x[ends] + error), pixels[ends])
+    assert torch.equal(data.to_uint8(x), merged)
+    assert data.to_model_range(pixels, 1.25, torch.float64)[0] == -1.25
 
 
 def test_a_damaged_file_is_named_and_kept(data_dir, tmp_path):

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import replace
 
-from lab.data import to_uint8, to_unit_range
+from lab.data import to_model_range, to_uint8
 from lab.distributed import Process
 from lab.errors import UserError
 from lab.noise import image_noise
@@ -307,7 +307,7 @@ def test_prediction_errors_of_a_network_that_is_off_by_a_constant(prediction_typ
     """
     images = torch.randint(0, 256, (5, 1, 28, 28), dtype=torch.uint8)
     scheduler = DDIMScheduler(beta_schedule="cosine", prediction_type=prediction_type)
-    x0, noise = to_unit_range(images), image_noise(0, torch.arange(5), 0, SHAPE)
+    x0, noise = to_model_range(images), image_noise(0, torch.arange(5), 0, SHAPE)
 
     def network(x_t, t):
         velocity = scheduler.get_velocity(x0, noise, t)

@@ -152,7 +152,7 @@ def find(tree, name):
         ("unet", "UNet.forward", IMAGES | {"training"}),
         ("lab.noise", "image_noise", IMAGES),
         ("lab.data", "to_uint8", IMAGES),
-        ("lab.data", "to_unit_range", {"training"}),
+        ("lab.data", "to_model_range", {"training"}),
         ("lab.data", "load_dataset", set()),
         ("lab.optim", "Muon.step", {"training"}),
         ("lab.runs", "Run.next_images", {"training"}),

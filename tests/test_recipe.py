@@ -53,6 +53,19 @@ def test_lognormal_density_of_the_timesteps(zero_snr):
     assert abs(inside - math.erf(1 / math.sqrt(2))) < 0.01
 
 
+def test_a_share_of_the_images_has_low_noise():
+    """The distribution is that of both normal ones together, and their shares are as asked."""
+    abar = DDPMScheduler(10_000, beta_schedule="cosine").alphas_cumprod
+    t = draw_timesteps(timestep_cdf(abar, "lognormal", 0.25).float(), 100_000, torch.Generator())
+    log_snr = torch.logit(abar[t])
+    for x in (-2.0, -0.5, 1.0, 3.0, 5.0, 7.0):
+        main, low_noise = (
+            0.5 * (1 + math.erf((x - m) / s / 2**0.5)) for m, s in ((-0.5, 1.5), (5, 2))
+        )
+        below = (log_snr < x).double().mean().item()
+        assert below == pytest.approx(0.75 * main + 0.25 * low_noise, abs=2e-3)
+
+
 def test_uniform_density():
     cdf = timestep_cdf(torch.linspace(0.99, 0.01, 8, dtype=torch.float64), "uniform")
     assert cdf.tolist() == [i / 8 for i in range(1, 9)]

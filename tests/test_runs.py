@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 
 from lab import checkpoint
-from lab.data import to_unit_range
 from lab.distributed import Process
 from lab.errors import UserError
 from lab.optim import ema_decay
@@ -26,7 +25,7 @@ def images(n: int = 10) -> torch.Tensor:
 
 
 def step(run: Run) -> torch.Tensor:
-    x0 = to_unit_range(run.next_images())
+    x0 = run.next_images()
     loss = training_loss(run.model, run.scheduler, x0, run.cdf, run.loss_weights, run.generator)
     run.update(loss)
     return loss.detach()
@@ -57,7 +56,8 @@ def test_an_epoch_shows_every_image_once():
             run.step += 1
         assert run.epoch_ends
         epochs.append(seen)
-    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(images(20).flatten(1).sum(1).tolist())
+    wanted = run.to_model_range(images(20)).flatten(1).sum(1).tolist()
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(wanted)
     assert epochs[0] != epochs[1]
 
 

@@ -55,8 +55,10 @@ def test_a_short_run_leaves_what_it_says(run_here, data_dir, tmp_path):
 def test_the_files_of_earlier_runs_are_kept(run_here, data_dir, tmp_path):
     """A finished checkpoint survives any number of later starts, with its state, log and grids."""
     arguments = (*TINY, "--log-every", 1, "--data", data_dir, "--out", "x.pt")
-    assert run_here("train.py", *arguments, "--steps", 2).returncode == 0
-    suffixes = (".pt", ".state.pt", ".jsonl", ".png")
+    assert run_here("train.py", *arguments, "--steps", 2, "--keep", 1, 2).returncode == 0
+    suffixes = (".pt", ".state.pt", ".jsonl", ".png", "-step1.pt", "-step2.pt")
+    kept = [torch.load(tmp_path / f"x-step{n}.pt", weights_only=True)["training"] for n in (1, 2)]
+    assert [training["step"] for training in kept] == [1, 2]
     before = [(tmp_path / f"x{suffix}").read_bytes() for suffix in suffixes]
     grid = (tmp_path / "samples/_here/x.png").read_bytes()
     for start in (1, 2):
