@@ -30,6 +30,7 @@ def few_images(monkeypatch, train_split):
     monkeypatch.setattr(classifier, "load_dataset", lambda *_: few)
 
 
+@pytest.mark.slow
 def test_training_writes_what_loads_and_repeats_itself(tmp_path, few_images, monkeypatch):
     monkeypatch.setattr(classifier, "MIN_ACCURACY", 0)
     states = []

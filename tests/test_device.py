@@ -43,6 +43,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other mallocs are left alone")
 def test_a_cpu_keeps_freed_memory():
     """Using 64 MiB of 128 freed ones causes no page faults; otherwise there were 16,384."""

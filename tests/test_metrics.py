@@ -217,6 +217,7 @@ def test_density_and_coverage_of_points_counted_by_hand():
     assert metrics.density_coverage(real, fake[1:], k=1)[2] == pytest.approx(1 / 3)
 
 
+@pytest.mark.slow
 def test_images_in_the_ball_of_an_outlier_have_no_coverage():
     """All-black images may have a precision of 1. Density and coverage show what they are."""
     black = score(torch.zeros(1000, 1, 28, 28, dtype=torch.uint8))
@@ -303,6 +304,7 @@ def test_noise_scores_as_nothing_like_digits(noise, reference):
     assert s["novelty"] > 1.5 and s["copies"] == 0
 
 
+@pytest.mark.slow
 def test_one_image_repeated_has_no_diversity(real_images, reference):
     s = score(real_images[:1].repeat(N, 1, 1, 1))
     assert s["frechet"] > 50 * reference["frechet"] and s["frechet_se"] < 1e-6
@@ -313,6 +315,7 @@ def test_one_image_repeated_has_no_diversity(real_images, reference):
     assert all(np.isfinite(value) for key, value in s.items() if key != "labels")
 
 
+@pytest.mark.slow
 def test_training_images_without_a_digit_are_copies_and_lack_it(train_split, reference):
     images, labels = train_split
     s = score(images[labels != 7][:N])
@@ -327,6 +330,7 @@ def test_training_images_without_a_digit_are_copies_and_lack_it(train_split, ref
     assert s["nearest"] == 0 and s["novelty"] == 0 and s["copies"] == 1
 
 
+@pytest.mark.slow
 def test_novelty_is_per_digit(real_images):
     """1s are near one another everywhere: real ones must not look copied."""
     ones = real_images[features(real_images)[1].argmax(1) == 1][:200]
@@ -347,6 +351,7 @@ def test_noise_on_some_of_the_images_moves_every_figure_the_right_way(real_image
     assert s["novelty"] > real_score["novelty"]
 
 
+@pytest.mark.slow
 def test_a_score_does_not_depend_on_shape_container_or_run(real_images, real_score):
     images = real_images[:N]
     for same in (images[:, 0], images.permute(0, 2, 3, 1), images.numpy(), images[:, 0].numpy()):
@@ -359,6 +364,7 @@ def test_a_score_does_not_depend_on_shape_container_or_run(real_images, real_sco
     json.dumps(real_score)
 
 
+@pytest.mark.slow
 def test_the_standard_error_of_the_frechet_distance_is_the_spread_over_draws(two_sets):
     """Far from 0, where the spread is not the bias: N-point draws against the test split."""
     _, worse = two_sets
@@ -385,6 +391,7 @@ def score_files(*args):
     metrics.main([*map(str, args), "--data", DATA])
 
 
+@pytest.mark.slow
 def test_the_table_the_json_and_the_picture(tmp_path, capsys, real_images, real_score, reference):
     np.save(tmp_path / "samples.npy", real_images[:N, 0].numpy())
     score_files(

@@ -52,6 +52,7 @@ def test_a_short_run_leaves_what_it_says(run_here, data_dir, tmp_path):
     assert sum("val_loss" in line for line in log) == 1
 
 
+@pytest.mark.slow
 def test_the_files_of_earlier_runs_are_kept(run_here, data_dir, tmp_path):
     """A finished checkpoint survives any number of later starts, with its state, log and grids."""
     arguments = (*TINY, "--log-every", 1, "--data", data_dir, "--out", "x.pt")
@@ -268,6 +269,7 @@ def stop_at_step(monkeypatch, step: int, number: int) -> None:
     monkeypatch.setattr(train, "training_loss", training_loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_printed_command_continues_the_run(monkeypatch, run_here, data_dir, tmp_path, number):
     """It is quoted for the shell, and the file in it exists."""
@@ -284,6 +286,7 @@ def test_the_printed_command_continues_the_run(monkeypatch, run_here, data_dir, 
     assert torch.load(tmp_path / resume[9:], weights_only=True)["step"] == 5
 
 
+@pytest.mark.slow
 def test_a_finished_run_can_be_extended(run_here, data_dir, tmp_path):
     arguments = (*TINY, "--steps", 4, "--data", data_dir, "--out", "x.pt")
     assert run_here("train.py", *arguments).returncode == 0
@@ -297,6 +300,7 @@ def test_a_finished_run_can_be_extended(run_here, data_dir, tmp_path):
     assert again.returncode == 0 and "length" not in again.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["log", "checkpoint"])
 def test_files_of_another_run_are_not_overwritten_by_resuming(run_here, data_dir, tmp_path, kind):
     """Somebody put an old state back beside the files of a newer run."""
@@ -338,6 +342,7 @@ def test_what_a_launcher_left_in_the_environment_is_named(monkeypatch, run_here,
         assert_refused(run_here(script, *arguments), "WORLD_SIZE", "torchrun")
 
 
+@pytest.mark.slow
 def test_a_schedule_that_does_not_end_in_noise_is_pointed_out(run_here, data_dir):
     arguments = (*TINY, "--steps", 1, "--data", data_dir, "--out", "x.pt")
     done = run_here("train.py", *arguments, "--schedule", "linear")
@@ -460,6 +465,7 @@ def test_resume_refuses_what_contradicts_it(run_here, tiny_checkpoint, data_dir)
     assert_refused(run_here("train.py", "--resume", tiny_checkpoint), "tiny.pt", ".state.pt")
 
 
+@pytest.mark.slow
 def test_resume_may_change_where_and_how_often_files_are_written(
     run_here, tiny_checkpoint, data_dir, tmp_path
 ):
@@ -488,6 +494,7 @@ def test_a_run_goes_on_where_its_state_lies(run_here, tiny_checkpoint, data_dir,
     assert_refused(run_here("train.py", "--resume", "state.pt"), "state.pt", ".state.pt")
 
 
+@pytest.mark.slow
 def test_a_state_of_another_type_of_device_is_continued_with_a_note(
     run_here, tiny_checkpoint, data_dir, tmp_path
 ):
@@ -500,6 +507,7 @@ def test_a_state_of_another_type_of_device_is_continued_with_a_note(
     assert torch.load(tmp_path / "x.state.pt", weights_only=True)["step"] == 30
 
 
+@pytest.mark.slow
 def test_files_that_are_not_the_runs_are_renamed_and_not_lost(run_here, data_dir, tmp_path):
     """Also where a checkpoint was moved away, or where a numbered name is taken in part."""
     arguments = (*TINY, "--steps", 2, "--data", data_dir, "--out", "x.pt")
@@ -513,6 +521,7 @@ def test_files_that_are_not_the_runs_are_renamed_and_not_lost(run_here, data_dir
     assert (tmp_path / "x.2.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_a_failed_preview_costs_nothing(run_here, data_dir, tmp_path, monkeypatch):
     def save_grid(*args, **kwargs):
         raise train.UserError("cannot write x.png: No space left on device")
@@ -527,6 +536,7 @@ def test_an_empty_resume_is_no_new_run(run_here):
     assert_refused(run_here("train.py", "--resume", ""), ".state.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["shape", "nan", "settings", "ema"])
 def test_damaged_optimizers_and_weights_are_refused(run_here, tiny_checkpoint, tmp_path, kind):
     """Settings of the optimizers are the recipe's, whatever the state says."""
