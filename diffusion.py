@@ -20,6 +20,7 @@ Sampling differs from the paper in these points:
   not depend on the rest of its batch.
 - A lone image is computed twice, because a batch of one is rounded differently.
 - On a CUDA GPU the network runs in bfloat16.
+- `guided` wraps a network with labels: it samples the digits that were asked for.
 
 A model is any function (x_t (B, C, H, W), t (B,) or (1,)) -> (B, C, H, W).
 """
@@ -34,6 +35,7 @@ import torch
 from torch import Tensor
 
 from scheduler import DDPMScheduler
+from unet import UNet
 
 Model = Callable[[Tensor, Tensor], Tensor]
 
@@ -127,6 +129,33 @@ def sample(
             callback(t, x_t[:n], x0[:n])
         x_t = x_prev
     return x_t[:n]  # 6: x_0
+
+
+def guided(model: UNet, labels: Tensor, scale: float = 1.0) -> Model:
+    """Return the model for images of these labels, with classifier-free guidance.
+
+    The output is uncond + scale (cond - uncond), where cond is the output for the labels and uncond
+    that for the null label (Ho & Salimans 2022, arXiv:2207.12598, eq. 6, with scale = 1 + w, as in
+    diffusers). It is a model as any other: no sampler knows of it. The same formula is right for
+    eps, v and x_0, because for a given x_t each of them is a linear function of the other.
+
+    Args:
+        model: a UNet with classes, called as (x_t, t, labels).
+        labels: (B,) int64, on the device of the images; (1,) stands for any number of images.
+        scale: 1 is no guidance (one pass). Otherwise both passes go in one batch.
+    """
+
+    def guided_model(x_t: Tensor, t: Tensor) -> Tensor:
+        wanted = labels.expand(len(x_t))
+        if scale == 1:
+            return model(x_t, t, wanted)
+        null = torch.full_like(wanted, model.config["num_classes"])
+        t = t.expand(len(x_t)).repeat(2)
+        both = model(x_t.repeat(2, 1, 1, 1), t, torch.cat([wanted, null]))
+        cond, uncond = both.chunk(2)
+        return uncond + scale * (cond - uncond)
+
+    return guided_model
 
 
 def predict(model: Model, x_t: Tensor, t: Tensor) -> Tensor:

@@ -5,11 +5,14 @@ DDPM's sampler:    python infer.py --ckpt checkpoints/mnist-eps.pt --steps 1000 
 few steps:         python infer.py --ckpt checkpoints/mnist-v.pt --steps 10 --sampler dpm++
 a film:            python infer.py --ckpt checkpoints/mnist-v.pt --gif
 for metrics.py:    python infer.py --ckpt checkpoints/mnist-v.pt --n 2000 --save-npy
+the digit you want: python infer.py --ckpt v-labels.pt --label 7 --guidance-scale 2
+a student:         python infer.py --ckpt checkpoints/mnist-v-4steps.pt
 several processes: torchrun --nproc-per-node=2 -- infer.py --ckpt ... --n 50000 --save-npy
                    (without the -- torchrun would take --n as its own option)
 
-The checkpoint knows what its network predicts. Image i depends only on the checkpoint, the
-settings, the seed and i. It does not depend on the batch size or on the number of processes.
+The checkpoint knows what its network predicts, whether it has labels (train.py --labels), and, if
+it is a student of distill.py, its timesteps. Image i depends only on the checkpoint, the settings,
+the seed and i. It does not depend on the batch size or on the number of processes.
 """
 
 import argparse
@@ -47,8 +50,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     natural = cli.number(int, 1)
     p = cli.Parser(__doc__)
     p.add_argument("--ckpt", required=True, metavar="FILE.pt", help="a checkpoint of train.py")
-    p.add_argument("--n", type=natural, default=64, help="number of images")
-    p.add_argument("--steps", type=natural, default=50, help="number of timesteps to visit")
+    p.add_argument("--n", type=natural, help="number of images (default: 64, or 8 per label)")
+    p.add_argument(
+        "--steps",
+        type=natural,
+        help="number of timesteps to visit (default: 50; a student's: its own)",
+    )
     p.add_argument(
         "--sampler",
         choices=SAMPLERS,
@@ -59,8 +66,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--eta",
         type=cli.number(float, 0, 1),
         help="noise of ddim and dpm++, sigma_t^2 = eta beta~_t: 0 is deterministic, 1 is DDPM "
-        "(default: 1, which gives the best images of the shipped models at 20 and 50 steps). "
-        "diffusers' eta is the square root of this one",
+        "(default: 1, which gives the best images of the shipped models at 20 and 50 steps; a "
+        "student's: 0, as it was trained). diffusers' eta is the square root of this one",
+    )
+    p.add_argument(
+        "--label",
+        nargs="+",
+        metavar="CLASS",
+        help="only with labels: the classes to sample, in turn, by number or name (default: all, "
+        "one column each); 'none' samples without a label",
+    )
+    p.add_argument(
+        "--guidance-scale",
+        type=cli.number(float, 0, 100),
+        default=1.0,
+        help="only with labels: uncond + scale (cond - uncond), as in diffusers. 1 is no guidance; "
+        "more gives clearer and less varied digits, and costs two network calls per step",
     )
     p.add_argument(
         "--spacing",
@@ -73,7 +94,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=natural,
         help="images at a time in each process (default: 256, on a CUDA GPU 4096)",
     )
-    p.add_argument("--nrow", type=natural, default=8, help="images per row of the grid")
+    p.add_argument(
+        "--nrow",
+        type=natural,
+        help="images per row of the grid (default: 8; several labels: one column each)",
+    )
     p.add_argument(
         "--out",
         type=cli.output_file(".png"),
@@ -83,7 +108,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p.add_argument(
         "--save-npy",
         action="store_true",
-        help="also write OUT.npy: uint8, N x 28 x 28 (colour: x 3)",
+        help="also write OUT.npy: uint8, N x 28 x 28 (colour: x 3). With labels also "
+        "OUT-labels.npy, for metrics.py",
     )
     p.add_argument("--save-png", metavar="DIR", help="also write one PNG file per image")
     p.add_argument(
@@ -101,34 +127,93 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         p.error("--out must not lie in the folder of --save-png: it could replace an image")
     if args.eta is not None and not SAMPLERS[args.sampler]:
         p.error(f"--eta does not belong to --sampler {args.sampler}: leave it out")
-    args.eta = 1.0 if args.eta is None else args.eta
     return args
 
 
-class Sampler:
-    """A model with all the settings of its samples.
+def fill_in(args: argparse.Namespace, contents: dict) -> None:
+    """Give each argument that was not given the value that suits the checkpoint.
 
     Raises:
-        UserError: the checkpoint cannot be used, or not with this number of steps.
+        UserError: an argument that was given does not suit the checkpoint.
+    """
+    timesteps, classes = contents.get("timesteps"), contents.get("classes", [])
+    if timesteps is not None:  # a student: it knows one way to sample
+        wrong = (args.steps or len(timesteps)) != len(timesteps) and f"--steps {args.steps}"
+        wrong = wrong or (args.sampler != "ddim" and f"--sampler {args.sampler}")
+        wrong = wrong or (args.spacing and f"--spacing {args.spacing}")
+        if wrong:
+            raise UserError(
+                f"{wrong} does not suit {args.ckpt}, a student of {len(timesteps)} "
+                f"step{'s' if len(timesteps) > 1 else ''} for --sampler ddim: leave it out"
+            )
+        args.steps = len(timesteps)
+    args.steps = args.steps or 50
+    if args.eta is None:
+        args.eta = 1.0 if timesteps is None else 0.0
+    if not classes and (args.label is not None or args.guidance_scale != 1):
+        option = "--guidance-scale" if args.label is None else "--label"
+        raise UserError(f"{option} needs a checkpoint of train.py --labels; {args.ckpt} has none")
+    if args.label == ["none"] and args.guidance_scale != 1:
+        raise UserError("--guidance-scale needs a label: leave out --label none")
+    args.label_name = "" if args.label is None else f"-label{'-'.join(args.label)}"
+    args.label = class_numbers(args.label, classes)
+    columns = len(args.label) if len(args.label) > 1 else 8
+    args.nrow = args.nrow or columns
+    args.n = args.n or 8 * columns
+
+
+def class_numbers(wanted: list[str] | None, classes: list[str]) -> list[int]:
+    """Return the numbers of the classes: all of them if None, and none of them for "none".
+
+    Raises:
+        UserError: there is no such class.
+    """
+    if wanted is None or wanted == ["none"]:
+        return list(range(len(classes))) if wanted is None else []
+    numbers = {name.lower(): i for i, name in enumerate(classes)}
+    numbers |= {str(i): i for i in range(len(classes))}
+    for label in wanted:
+        if label.lower() not in numbers:
+            raise UserError(f"--label {label}: the classes are {', '.join(classes)}")
+    return [numbers[label.lower()] for label in wanted]
+
+
+class Sampler:
+    """A model with all the settings of its samples. Arguments not given are filled in.
+
+    Raises:
+        UserError: the checkpoint cannot be used, or not with these arguments.
     """
 
     def __init__(self, args: argparse.Namespace, process: "Process"):
         from lab.checkpoint import load_model
 
+        import torch
+
         from scheduler import SAMPLERS as schedulers
 
         self.model, contents = load_model(args.ckpt, process.device)
+        fill_in(args, contents)
         self.shape = tuple(contents["image_shape"])
         self.device, self.seed = process.device, args.seed
         self.step_arguments = {"eta": args.eta} if SAMPLERS[args.sampler] else {}
+        self.labels = torch.tensor(args.label, device=process.device)
+        self.guidance_scale = args.guidance_scale
         config = contents["scheduler"]
         if args.spacing:
             config["timestep_spacing"] = args.spacing
         try:
             self.scheduler: DDPMScheduler = schedulers[args.sampler](**config)
-            self.scheduler.set_timesteps(args.steps)
+            if "timesteps" in contents:
+                self.scheduler.set_timesteps(timesteps=contents["timesteps"])
+            else:
+                self.scheduler.set_timesteps(args.steps)
         except ValueError as error:
             raise UserError(f"--steps {args.steps}: {error}") from None
+
+    def labels_of(self, indices: "Tensor") -> "Tensor":
+        """Return the labels of these images: the wanted classes in turn."""
+        return self.labels[indices % len(self.labels)]
 
     def __call__(self, indices: range, callback=None) -> "Tensor":
         """Return images `indices`: (B, C, H, W) uint8 on the CPU."""
@@ -136,12 +221,15 @@ class Sampler:
 
         import torch
 
-        from diffusion import sample
+        from diffusion import guided, sample
 
+        numbers, model = torch.arange(indices.start, indices.stop, device=self.device), self.model
+        if len(self.labels):
+            model = guided(model, self.labels_of(numbers), self.guidance_scale)
         x = sample(
-            self.model,
+            model,
             self.scheduler,
-            torch.arange(indices.start, indices.stop, device=self.device),
+            numbers,
             self.shape,
             seed=self.seed,
             callback=callback,
@@ -155,6 +243,8 @@ def default_output(args: argparse.Namespace) -> Path:
     name = f"{Path(args.ckpt).stem}-{args.sampler}{args.steps}"
     name += f"-eta{args.eta:g}" if SAMPLERS[args.sampler] else ""
     name += f"-{args.spacing}" if args.spacing else ""
+    name += args.label_name
+    name += f"-guidance{args.guidance_scale:g}" if args.guidance_scale != 1 else ""
     return samples_folder("samples", args.ckpt) / f"{name}-n{args.n}-seed{args.seed}.png"
 
 
@@ -164,9 +254,9 @@ def main() -> int:
 
     from lab.distributed import launch
 
-    out = Path(args.out or default_output(args))
     with launch(args.device, timeout=timedelta(days=1)) as process:
         sampler = Sampler(args, process)
+        out = Path(args.out or default_output(args))
         with one_writer(args.save_png, process):
             written = write_images(sampler, args, out, process)
         if args.gif and process.is_first:
@@ -242,7 +332,14 @@ def write_images(
         written = [f"grid    {out}" + (f" (the first {shown})" if shown < args.n else "")]
         if args.save_npy:
             put_in_place(part, array)
+            if len(sampler.labels):
+                buffer = io.BytesIO()
+                np.save(buffer, sampler.labels_of(torch.arange(args.n)).cpu().numpy())
+                labels = out.with_name(f"{out.stem}-labels.npy")
+                write_atomically(labels, buffer.getvalue())
             written.append(f"array   {out.with_suffix('.npy')} {(args.n, *row_shape)} uint8")
+            if len(sampler.labels):
+                written.append(f"labels  {labels}")
         if png_dir:
             written.append(f"images  {png_dir}/ ({args.n} files)")
         return written

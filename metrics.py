@@ -22,6 +22,12 @@ density, coverage: higher is better
     nearby.
 confidence, labels
     The mean of the classifier's largest digit probability, and how often it reads each digit.
+agreement: higher is better
+    How often it reads the digit that was asked for. Only with labels: those of --labels, or those
+    that infer.py wrote beside the samples (x-labels.npy for x.npy).
+pixels at 1 to 3, at 4 to 20
+    The shares of these pixel values: a faint gray grain, which the classifier hardly sees. Compare
+    them with those of real images.
 novelty, copies
     The distance, in pixels, of each sample to the nearest training image, divided by the mean of
     that distance over test images read as the same digit (1s all look alike, 8s do not). Novelty is
@@ -241,12 +247,17 @@ def as_images(array: np.ndarray | Tensor) -> Tensor:
 
 
 def score(
-    images: np.ndarray | Tensor, *, weights: str | Path = WEIGHTS, data_dir: str | Path = "data"
+    images: np.ndarray | Tensor,
+    *,
+    asked: Tensor | None = None,
+    weights: str | Path = WEIGHTS,
+    data_dir: str | Path = "data",
 ) -> dict:
     """Score images against MNIST's test split.
 
     Args:
         images: a uint8 array that `as_images` accepts.
+        asked: (N,) int64, the digits that were asked for.
 
     Returns:
         A dict of Python numbers, JSON-able. Keys that end in `_se` are standard errors over the
@@ -259,37 +270,57 @@ def score(
         density, density_se     >= 0, about 1 for real images
         coverage, coverage_se   in [0, 1]
         confidence, confidence_se   mean of the largest probability of a digit, in [0, 1]
+        agreement, agreement_se     share read as the digit asked for; only with `asked`
         labels                  10 counts
         label_entropy, label_entropy_se   entropy of their shares, in bits, at most log2(10)
         nearest, nearest_se     mean distance to the nearest training image, pixels in [0, 1]
         novelty, novelty_se     mean of that distance relative to test images of the same digit
         copies, copies_se       share closer than 95 % of test images read as the same digit
+        pixels_1_3, pixels_1_3_se, pixels_4_20, pixels_4_20_se   shares of these pixel values
     """
-    return score_and_pairs(as_images(images), weights=weights, data_dir=data_dir)[0]
+    where = {"weights": weights, "data_dir": data_dir}
+    return score_and_pairs(as_images(images), asked=asked, **where)[0]
 
 
 def score_and_pairs(
-    images: Tensor, *, weights: str | Path = WEIGHTS, data_dir: str | Path = "data"
+    images: Tensor,
+    *,
+    asked: Tensor | None = None,
+    weights: str | Path = WEIGHTS,
+    data_dir: str | Path = "data",
 ) -> tuple[dict, tuple[Tensor, Tensor, Tensor]]:
     """Return the score of images (N, 1, 28, 28) uint8, and a block for `save_pairs`."""
     feats, probs = features(images, load_classifier(weights))
     train_images = _images("train", data_dir)
     distances, index = nearest(images, train_images)
     novelty, relative = _novelty(distances, probs.argmax(1), weights, data_dir)
-    figures = _fidelity(feats, probs, weights, data_dir) | novelty
-    return figures, (images, relative, train_images[index])
+    figures = _fidelity(feats, probs, weights, data_dir) | novelty | _grain(images)
+    return figures | _agreement(probs, asked), (images, relative, train_images[index])
 
 
-def reference(n: int, *, weights: str | Path = WEIGHTS, data_dir: str | Path = "data") -> dict:
+def reference(
+    n: int,
+    *,
+    asked: bool = False,
+    weights: str | Path = WEIGHTS,
+    data_dir: str | Path = "data",
+) -> dict:
     """Return the real-data reference: the score of n random training images, at most all 60,000.
 
     Its novelty is that of test images, because each training image is its own nearest one.
+
+    Args:
+        asked: whether to include the agreement with the images' labels.
     """
     train_images = _images("train", data_dir)
-    images = train_images[_draw(len(train_images), n)]
+    drawn = _draw(len(train_images), n)
+    images = train_images[drawn]
+    digits = load_dataset("mnist", "train", data_dir)[1][drawn] if asked else None
     distances, labels, _ = _test_distances(weights, data_dir)
     novelty, _ = _novelty(distances, labels, weights, data_dir)
-    return _fidelity(*features(images, load_classifier(weights)), weights, data_dir) | novelty
+    feats, probs = features(images, load_classifier(weights))
+    figures = _fidelity(feats, probs, weights, data_dir) | novelty | _grain(images)
+    return figures | _agreement(probs, digits)
 
 
 def _fidelity(feats: Tensor, probs: Tensor, weights: str | Path, data_dir: str | Path) -> dict:
@@ -327,6 +358,24 @@ def _fidelity(feats: Tensor, probs: Tensor, weights: str | Path, data_dir: str |
         "label_entropy": surprisal.mean().item(),
         "label_entropy_se": _standard_error(surprisal),
     }
+
+
+def _agreement(probs: Tensor, asked: Tensor | None) -> dict:
+    """Return the share of images that are read as the digit asked for."""
+    if asked is None:
+        return {}
+    agreement, agreement_se = _mean_and_error((probs.argmax(1) == asked).double())
+    return {"agreement": agreement, "agreement_se": agreement_se}
+
+
+def _grain(images: Tensor) -> dict:
+    """Return the shares of pixels that are nearly black, with their standard errors."""
+    figures = {}
+    for low, high in ((1, 3), (4, 20)):
+        name = f"pixels_{low}_{high}"
+        share = ((images >= low) & (images <= high)).flatten(1).double().mean(1)
+        figures |= {name: share.mean().item(), f"{name}_se": _standard_error(share)}
+    return figures
 
 
 def _novelty(
@@ -382,24 +431,53 @@ def read_samples(path: str | Path) -> Tensor:
     Raises:
         UserError: the file cannot be read or does not hold such images.
     """
-    try:
-        with open(path, "rb") as file:
-            array = np.lib.format.read_array(file, allow_pickle=False)
-    # a damaged header can make numpy's parser raise any exception
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["damaged"])[0]
-        raise UserError(f"cannot read {path} as a .npy array: {reason}") from None
+    array = read_array(path)
     try:
         return as_images(array)
     except UserError as error:
         raise UserError(f"{path} holds {error}") from None
 
 
+def read_array(path: str | Path) -> np.ndarray:
+    """Return the array of a .npy file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    # a damaged header can make numpy's parser raise any exception
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or (str(error).splitlines() or ["damaged"])[0]
+        raise UserError(f"cannot read {path} as a .npy array: {reason}") from None
+
+
+def read_labels(path: str | Path, n: int) -> Tensor:
+    """Return the labels (n,) int64 of a .npy file, each in 0 to 9.
+
+    Raises:
+        UserError: the file cannot be read or does not hold so many such labels.
+    """
+    array = read_array(path)
+    if array.dtype.kind not in "iu" or array.shape != (n,):
+        raise UserError(
+            f"{path} holds {array.dtype} of shape {array.shape}; {n} integers are needed, "
+            "one per image"
+        )
+    if not ((array >= 0) & (array < NO_DIGIT)).all():
+        raise UserError(f"{path} holds labels outside of 0 to {NO_DIGIT - 1}")
+    return torch.from_numpy(array.astype(np.int64))
+
+
 def format_table(columns: dict[str, dict]) -> str:
     """Return scores as a text table, one column per score."""
 
     def error(key: str, digits: int):
-        return lambda s: f"{s[key]:.{digits}f} ± {s[key + '_se']:.{digits}f}"
+        return lambda s: f"{s[key]:.{digits}f} ± {s[key + '_se']:.{digits}f}" if key in s else "-"
+
+    def percent(key: str):
+        return lambda s: f"{100 * s[key]:.2f} ± {100 * s[key + '_se']:.2f}"
 
     def share(digit: int):
         return lambda s: f"{100 * s['labels'][digit] / s['n']:.1f}"
@@ -414,12 +492,17 @@ def format_table(columns: dict[str, dict]) -> str:
         "coverage": error("coverage", 3),
         "  images per side": lambda s: f"{s['n_manifold']:,}",
         "confidence": error("confidence", 4),
+        "agreement with the labels": error("agreement", 3),
         "labels' entropy, of 3.32 bits": error("label_entropy", 3),
         **{f"  read as {digit}, %": share(digit) for digit in range(10)},
         "nearest training image": error("nearest", 3),
         "novelty (test images: 1)": error("novelty", 3),
         "copies (test images: 0.05)": error("copies", 3),
+        "pixels at 1 to 3, %": percent("pixels_1_3"),
+        "pixels at 4 to 20, %": percent("pixels_4_20"),
     }
+    if not any("agreement" in s for s in columns.values()):
+        del rows["agreement with the labels"]
     first = max(map(len, rows))
     widths = [max(len(name), 17) for name in columns]
     lines = [["", *columns], *([name, *map(cell, columns.values())] for name, cell in rows.items())]
@@ -474,6 +557,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p = cli.Parser(__doc__)
     p.add_argument("samples", nargs="*", metavar="FILE.npy", help="images to score (none: train)")
     p.add_argument(
+        "--labels",
+        nargs="+",
+        metavar="FILE.npy",
+        help="the digits that were asked for, one file per array (default: FILE-labels.npy beside "
+        "FILE.npy, if it is there)",
+    )
+    p.add_argument(
         "--json",
         type=cli.output_file(".json"),
         metavar="FILE.json",
@@ -496,12 +586,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = p.parse_args(argv)
     if not args.samples and (args.json or args.pairs):
         p.error("--json and --pairs need samples to score")
+    if args.labels is not None and len(args.labels) != len(args.samples):
+        p.error(f"{len(args.labels)} --labels for {len(args.samples)} arrays")
     if not args.samples:
         try:
             cli.output_file(".pt")(str(args.weights))
         except argparse.ArgumentTypeError as error:
             p.error(f"argument --weights: {error}")
     return args
+
+
+def labels_of(args: argparse.Namespace, sets: dict[str, Tensor]) -> dict[str, Tensor | None]:
+    """Return the labels that belong to each set of samples, or None if there are none."""
+    beside = [Path(path).with_name(f"{Path(path).stem}-labels.npy") for path in sets]
+    files = args.labels or [path if path.exists() else None for path in beside]
+    pairs = zip(sets.items(), files, strict=True)
+    return {path: file and read_labels(file, len(images)) for (path, images), file in pairs}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -515,11 +615,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     sets = {path: read_samples(path) for path in args.samples}
     where = {"weights": args.weights, "data_dir": args.data}
+    asked = labels_of(args, sets)
     scores, blocks = {}, {}
     for path, images in sets.items():
-        scores[path], blocks[f"{path}: samples"] = score_and_pairs(images, **where)
+        figures = score_and_pairs(images, asked=asked[path], **where)
+        scores[path], blocks[f"{path}: samples"] = figures
     sizes = sorted({s["n"] for s in scores.values()})
-    references = {n: reference(n, **where) for n in sizes}
+    has_labels = any(labels is not None for labels in asked.values())
+    references = {n: reference(n, asked=has_labels, **where) for n in sizes}
     sha256 = hashlib.sha256(args.weights.read_bytes()).hexdigest()
     if args.json:
         report = {"weights": str(args.weights), "sha256": sha256}

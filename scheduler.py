@@ -376,6 +376,32 @@ class DDPMScheduler:
         sqrt_abar, sqrt_one_minus_abar = self._forward(sample, noise, timesteps)
         return sqrt_abar * noise.to(sample.dtype) - sqrt_one_minus_abar * sample
 
+    def get_original_sample(
+        self, model_output: Tensor, sample: Tensor, timesteps: Tensor | int
+    ) -> Tensor:
+        """Return the predicted x_0 at x_t, clipped if clip_sample; each image has its own t.
+
+        Args:
+            model_output: the network's eps, v or x_0 (`prediction_type`), (B, ...).
+            sample: x_t, (B, ...).
+            timesteps: t in [0, T), an int or an integer tensor (B,) or ().
+
+        Returns:
+            x_0, (B, ...): DDPM eq. 15 for eps, Salimans & Ho 2022, section 4, for v.
+
+        Raises:
+            ValueError: as `add_noise`.
+        """
+        sqrt_abar, sqrt_one_minus_abar = self._forward(sample, model_output, timesteps)
+        if self.prediction_type == "epsilon":
+            x0 = (sample - sqrt_one_minus_abar * model_output) / sqrt_abar
+        elif self.prediction_type == "v_prediction":
+            x0 = sqrt_abar * sample - sqrt_one_minus_abar * model_output
+        else:
+            x0 = model_output
+        bound = self.config["clip_sample_range"]
+        return x0.clamp(-bound, bound) if self.config["clip_sample"] else x0
+
     def _forward(self, x0: Tensor, noise: Tensor, timesteps: Tensor | int) -> tuple[Tensor, Tensor]:
         """Return sqrt(abar_t) and sqrt(1 - abar_t), shaped to broadcast against (B, ...)."""
         _check_same_shape("noise", noise, "the samples", x0)

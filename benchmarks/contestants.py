@@ -15,13 +15,13 @@ import math
 from lab.data import to_model_range
 from lab.device import autocast, bfloat16_convolutions
 from lab.recipe import Recipe
-from lab.runs import Run
+from lab.runs import Training
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion import sample, training_loss
+from diffusion import sample
 from scheduler import DDIMScheduler
 
 SHAPE = (1, 28, 28)
@@ -31,16 +31,14 @@ class Ours:
     """A training run with the default recipe: the steps of train.py, the samples of infer.py."""
 
     def __init__(self, images: Tensor, batch_size: int, device: torch.device):
-        self.run, self.device = Run(Recipe(batch_size=batch_size), images), device
+        self.run, self.device = Training(Recipe(batch_size=batch_size), images), device
         self.model = self.run.model
         self.ddim = DDIMScheduler(**self.run.scheduler.config)
 
     def loss(self) -> Tensor:
         """Return the loss of the run's next batch."""
         run = self.run
-        return training_loss(
-            run.model, run.scheduler, run.next_images(), run.cdf, run.loss_weights, run.generator
-        )
+        return run.loss(run.model, *run.next_batch(), run.generator)
 
     def train_step(self, progress: float = 0.0) -> None:
         with bfloat16_convolutions():

@@ -21,7 +21,7 @@ from lab.classifier import WEIGHTS
 ROOT = Path(__file__).resolve().parent.parent
 
 SCORES = ("metrics:score",)
-TRAININGS = ("train:train", "lab.runs:Run", "lab.recipe:Recipe")
+TRAININGS = ("lab.training:train", "lab.runs:Training", "lab.recipe:Recipe")
 
 # Modules and definitions that handle results, but cannot change them. MNIST is in the list because
 # its files are checked against their SHA-256, and SAMPLERS because only one entry of it counts.
@@ -35,11 +35,11 @@ PLUMBING = (
     "lab.pictures",
     "lab.run_files",
     "lab.runs:Meter",
+    "lab.training:preview",
+    "lab.training:progress_bar",
+    "lab.training:tell_how_to_resume",
+    "lab.training:validation_loss",
     "scheduler:SAMPLERS",
-    "train:preview",
-    "train:progress_bar",
-    "train:tell_how_to_resume",
-    "train:validation_loss",
 )
 
 

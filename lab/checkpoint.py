@@ -7,7 +7,9 @@ A model checkpoint is a dictionary of plain values and tensors:
     scheduler    the arguments of scheduler.DDPMScheduler, among them the prediction type
     image_shape  (C, H, W)
     weights      the EMA weights: the UNet's state dict, float32
-    training     how it was made: the arguments of train.py, step, images, elapsed (seconds)
+    training     how it was made: the script and its arguments, step, images, elapsed (seconds)
+    classes      only of a network with labels: the names of the labels 0, 1, ...
+    timesteps    only of a student of distill.py: the timesteps that it knows, descending
 
 A training state is another such dictionary, with a format of its own (see lab/runs.py).
 """
@@ -65,9 +67,14 @@ def load(path: str | Path, *keys: str, wanted: str = FORMAT) -> dict:
 
 
 def save_model(
-    path: str | Path, unet: UNet, scheduler: DDPMScheduler, image_shape: tuple, training: dict
+    path: str | Path,
+    unet: UNet,
+    scheduler: DDPMScheduler,
+    image_shape: tuple,
+    training: dict,
+    **facts: object,
 ) -> None:
-    """Write a model checkpoint.
+    """Write a model checkpoint. `facts` are its further entries.
 
     Raises:
         UserError: the file cannot be written.
@@ -81,7 +88,7 @@ def save_model(
         "weights": weights,
         "training": training,
     }
-    save(path, contents)
+    save(path, contents | facts)
 
 
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[UNet, dict]:
@@ -91,6 +98,15 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[UN
         UserError: as `load`, and if the weights do not fit the network or are not finite.
     """
     contents = load(path, "unet", "scheduler", "image_shape", "weights")
+    return build_model(contents, path, device), contents
+
+
+def build_model(contents: dict, path: str | Path, device: torch.device | str = "cpu") -> UNet:
+    """Return the UNet of the contents of a checkpoint, as `load_model` does.
+
+    Args:
+        path: the file that an error names.
+    """
     try:
         # On the meta device a hostile configuration cannot allocate memory.
         check_size(contents)
@@ -98,14 +114,25 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[UN
             unet = UNet(**contents["unet"])
         weights = {name: w.float() for name, w in contents["weights"].items()}  # half or double
         unet.load_state_dict(weights, assign=True)
-        DDPMScheduler(**contents["scheduler"])
+        scheduler = DDPMScheduler(**contents["scheduler"])
+        if "timesteps" in contents:
+            scheduler.set_timesteps(timesteps=contents["timesteps"])
+        check_classes(contents)
         check_image_shape(contents["image_shape"], unet)
         if not all(w.isfinite().all() for w in weights.values()):
             raise ValueError("its weights are not finite")
     except Exception as error:  # a damaged dictionary can make torch raise any exception
         raise UserError(f"{path} does not hold a usable model: {one_line(error)}") from None
-    unet = unet.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
-    return unet, contents
+    return unet.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+
+
+def check_classes(contents: dict) -> None:
+    """Raise a ValueError if the names of the classes are not those of the network's labels."""
+    classes, labels = contents.get("classes", []), contents["unet"].get("num_classes", 0)
+    if not isinstance(classes, list) or not all(type(name) is str for name in classes):
+        raise ValueError(f"{classes!r:.50} are not names of classes")
+    if len(classes) != labels:
+        raise ValueError(f"it has {len(classes)} names for {labels} classes")
 
 
 def check_image_shape(shape: tuple[int, int, int], unet: UNet) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LABEL_DROPOUT = 0.1  # share of the training images that get the null label
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -27,6 +29,7 @@ class Recipe:
     schedule: str = "cosine"
     zero_snr: bool = False
     clip_sample_range: float = 1.25
+    labels: bool = False
     timesteps: int = 1000
     dataset: str = "mnist"
     seed: int = 0

@@ -12,7 +12,9 @@ from lab.errors import UserError
 from lab.files import only_process, samples_folder, write_atomically
 from lab.pictures import new_figure, save_figure
 
-STATE_FORMAT = "ddpm-ddim-lab training state 3"
+STATE_FORMAT = "ddpm-ddim-lab training state 4"
+
+STUDENTS = "-students"  # ends the name of a distillation
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,12 @@ class RunFiles:
     def grid_of_epoch(self, epoch: int) -> Path:
         return self.grid.with_stem(f"{self.checkpoint.stem}-epoch{epoch:02d}")
 
+    def of_student(self, steps: int) -> "RunFiles":
+        """Return the files of a student of distill.py: of v-students.pt it is v-8steps.pt."""
+        base = self.checkpoint.stem.removesuffix(STUDENTS)
+        name = f"{base}-{steps}step{'s' if steps > 1 else ''}.pt"
+        return RunFiles(self.checkpoint.with_name(name), self.samples)
+
     def keep_checkpoint(self, step: int) -> None:
         """Copy the checkpoint, as that of this step: v-step1000.pt."""
         kept = self.checkpoint.with_stem(f"{self.checkpoint.stem}-step{step}")
@@ -70,35 +78,48 @@ class RunFiles:
             kept = RunFiles(
                 self.checkpoint.with_stem(f"{self.checkpoint.stem}.{number}"), self.samples
             )
-            if kept._existing():
+            new = {path: path.with_name(f"{a}.{number}{b}") for path, (a, b) in earlier.items()}
+            if kept._existing() or any(map(os.path.lexists, new.values())):
                 continue
             with contextlib.suppress(UserError), only_process(kept.checkpoint):
                 for path in earlier:
-                    suffix = path.name.removeprefix(self.checkpoint.stem)
-                    os.replace(path, path.with_name(f"{kept.checkpoint.stem}{suffix}"))
-                return f"files of an earlier {self.checkpoint} are now {kept.checkpoint} and so on"
+                    os.replace(path, new[path])
+                last = list(new.items())[-1]
+                return f"files of an earlier run: {last[0]} is now {last[1]} and so on"
         return None
 
-    def _existing(self) -> list[Path]:
-        """Return the files of this name that are there; the checkpoint is the last one."""
-        numbered = re.compile(rf"{re.escape(self.checkpoint.stem)}-(epoch\d+\.png|step\d+\.pt)")
-        files = [*self.grid.parent.glob("*.png"), *self.checkpoint.parent.glob("*.pt")]
-        names = [path for path in files if numbered.fullmatch(path.name)]
-        names += [self.grid, self.loss_curve, self.log, self.state, self.checkpoint]
-        return [path for path in names if os.path.lexists(path)]
+    def _existing(self) -> dict[Path, tuple[str, str]]:
+        """Return the files of this run that are there; the checkpoint is the last one.
+
+        The name of each is in two parts: a number goes between them when the file is kept.
+        """
+        stem = self.checkpoint.stem
+        further = rf"({re.escape(stem)})(-epoch\d+\.png|-step\d+\.pt)"
+        if stem.endswith(STUDENTS):
+            further = rf"({re.escape(stem.removesuffix(STUDENTS))}-\d+steps?)(\.pt|\.png)"
+        found = {}
+        for path in sorted({*self.grid.parent.glob("*.png"), *self.checkpoint.parent.glob("*.pt")}):
+            if match := re.fullmatch(further, path.name):
+                found[path] = match[1], match[2]
+        for path in (self.grid, self.loss_curve, self.log, self.state, self.checkpoint):
+            if os.path.lexists(path):
+                found[path] = stem, path.name.removeprefix(stem)
+        return found
 
     def check_run(self, run: str) -> None:
-        """Check that the log and the checkpoint, where they exist, are of this run.
+        """Check that the log and the checkpoints, where they exist, are of this run.
 
         Raises:
             UserError: a file belongs to another run, which resuming would overwrite.
         """
         from lab.checkpoint import load
 
-        if self.checkpoint.exists():
-            training = load(self.checkpoint).get("training")
+        for path in self._existing():
+            if path.suffix != ".pt" or path == self.state:
+                continue
+            training = load(path).get("training")
             if not isinstance(training, dict) or training.get("run") != run:
-                raise UserError(f"{self.checkpoint} is of another run than {self.state}: move it")
+                raise UserError(f"{path} is of another run than {self.state}: move it")
         if self.log.exists():
             first = self.log.read_text(errors="replace").partition("\n")[0]
             owner = None
@@ -118,10 +139,13 @@ class RunFiles:
         with contextlib.suppress(OSError), open(self.log, "a") as file:
             file.write(f"{json.dumps(line)}\n")
 
-    def draw_loss_curve(self, log: list[dict], density: str) -> None:
+    def draw_loss_curve(self, log: list[dict], loss: str) -> None:
         """Draw the training and the validation loss against the number of images seen.
 
-        Both draw their timesteps from the same density, so the two lines can be compared.
+        Both are means over the same distribution of timesteps, so the lines can be compared.
+
+        Args:
+            loss: what the loss is, for the axis.
         """
         figure, axes = new_figure(1, 1, 7, 4)
         ax = axes[0, 0]
@@ -132,7 +156,7 @@ class RunFiles:
             points = [(line["images"], line[key]) for line in log if key in line]
             if points:
                 ax.plot(*zip(*points, strict=True), style, label=label, lw=1, ms=4)
-        ax.set(xlabel="images seen", ylabel=f"loss (t drawn from the {density} density)")
+        ax.set(xlabel="images seen", ylabel=loss)
         ax.set_yscale("log")
         if ax.lines:
             ax.legend()

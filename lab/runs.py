@@ -1,95 +1,99 @@
-"""A training run: what decides it, what it keeps between two steps, and its files."""
+"""A training run: what it keeps between two steps, and how that is saved and loaded."""
 
 import copy
 import json
 import math
 import uuid
+from abc import ABC, abstractmethod
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from lab import checkpoint
-from lab.data import to_model_range
+from lab.data import CLASSES, to_model_range
 from lab.distributed import Process
 from lab.errors import UserError, one_line
 from lab.optim import Muon, ema_decay, learning_rate_factor, make_optimizers, update_ema
-from lab.recipe import Recipe, loss_weights, timestep_cdf
+from lab.recipe import LABEL_DROPOUT, Recipe, loss_weights, timestep_cdf
 from lab.run_files import STATE_FORMAT, RunFiles
 
 import torch
 from torch import Tensor, nn
 
+from diffusion import training_loss
 from scheduler import PREDICTION_TYPES, DDPMScheduler
 from unet import UNet
 
 STATE_KEYS = (
-    *("run", "recipe", "options", "step", "elapsed", "log"),
+    *("script", "run", "recipe", "options", "step", "elapsed", "log"),
     *("model", "ema", "optimizers", "generator"),
 )
+WELL_MIXED = 0.01  # abar_T above it: x_T still shows the image, and N(0, I) is the wrong start
 PRED_OPTIONS = {p.option: name for name, p in PREDICTION_TYPES.items()}  # --pred to prediction_type
 
 
-class Run:
-    """A training run between two steps; `save` writes it to a file, `load` goes on from one.
+class Run(ABC):
+    """A run between two steps; `save` writes it to a file, `load` goes on from one.
+
+    `Training` below fits a network to the data; distill.py fits a student to its teacher.
 
     Args:
-        recipe: what decides the weights.
+        recipe: what decides the weights: `batch_size`, `lr`, `muon_lr`, `warmup`, `clip`, `ema`,
+            `dataset`, `seed`, and what the subclass needs.
         images: (N, C, H, W) uint8, the training images, on the device to train on.
+        labels: (N,) int64, their classes. They are used if the network has classes.
+        scheduler: of the network.
+        model: the network. It is trained in place.
 
     Attributes:
         id: a name of this run that no other run has.
-        model, ema: the UNet in training and the moving average of its weights.
+        ema: the moving average of the weights.
         step, total_steps: optimizer steps so far, and in the whole run.
         elapsed: seconds of training so far.
         log: one dictionary per line of the log file.
 
     Raises:
-        UserError: the recipe contradicts itself or does not fit the images.
+        UserError: the recipe does not fit the images.
     """
 
-    def __init__(self, recipe: Recipe, images: Tensor):
+    script: str  # whose run it is
+
+    def __init__(
+        self,
+        recipe,
+        images: Tensor,
+        labels: Tensor | None,
+        scheduler: DDPMScheduler,
+        model: UNet,
+        total_steps: int,
+    ):
         if recipe.batch_size > len(images):
             raise UserError(
                 f"--batch-size {recipe.batch_size} is more than the {len(images)} images"
             )
-        self.recipe, self.images, device = recipe, images, images.device
-        try:
-            self.scheduler = DDPMScheduler(
-                recipe.timesteps,
-                beta_schedule=recipe.schedule,
-                prediction_type=PRED_OPTIONS[recipe.pred],
-                rescale_betas_zero_snr=recipe.zero_snr,
-                clip_sample_range=recipe.clip_sample_range,
-            )
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        abar, prediction_type = self.scheduler.alphas_cumprod, self.scheduler.prediction_type
-        self.cdf = timestep_cdf(abar, recipe.density, recipe.low_noise).float().to(device)
-        self.loss_weights = loss_weights(abar, prediction_type, recipe.max_weight)
-        self.loss_weights = self.loss_weights.float().to(device)
-
-        torch.manual_seed(recipe.seed)
-        self.model = UNet(in_channels=images.shape[1], channels=recipe.channels)
-        self.model = self.model.to(device, memory_format=torch.channels_last)
+        device = images.device
+        self.recipe, self.images, self.scheduler = recipe, images, scheduler
+        self.model = model.to(device, memory_format=torch.channels_last)
+        self.labels = labels if model.config["num_classes"] else None
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
         self.optimizers = make_optimizers(self.model, recipe.lr, recipe.muon_lr)
         self.generator = torch.Generator(device).manual_seed(recipe.seed)
 
         self.id = uuid.uuid4().hex
-        self.step, self.elapsed = 0, 0.0
+        self.step, self.total_steps, self.elapsed = 0, total_steps, 0.0
         self.log: list[dict] = []
         self.add_to_log(run=self.id, recipe=asdict(recipe))
         self.steps_per_epoch = len(images) // recipe.batch_size
-        # The length of a --minutes run is a first guess, see `fit_to_the_clock`.
-        self.total_steps = recipe.steps or (recipe.epochs or 1000) * self.steps_per_epoch
         self._order: tuple[int, Tensor] | None = None
 
     # ------------------------------------------------------------------------------------- a step
 
-    def next_images(self) -> Tensor:
-        """Return the x_0 of this step: (B, C, H, W) float32, in the range of the model.
+    def next_batch(self) -> tuple[Tensor, Tensor | None]:
+        """Return x_0 of this step, (B, C, H, W) in the range of the model, and the labels (B,).
 
         Every epoch shows each image once. The order is a function of (seed, epoch), so a resumed
-        run continues it.
+        run continues it. A tenth of the labels is replaced by the null label, so that the network
+        also learns to do without (Ho & Salimans 2022, algorithm 1).
         """
         epoch, i = divmod(self.step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
@@ -97,15 +101,42 @@ class Run:
             indices = torch.randperm(len(self.images), generator=shuffle)
             self._order = epoch, indices.to(self.images.device)
         B = self.recipe.batch_size
-        return self.to_model_range(self.images[self._order[1][i * B : (i + 1) * B]])
+        indices = self._order[1][i * B : (i + 1) * B]
+        x0, labels = self.to_model_range(self.images[indices]), None
+        if self.labels is not None:
+            u = torch.rand(B, generator=self.generator, device=self.generator.device)
+            null = self.model.config["num_classes"]
+            labels = torch.where(u < LABEL_DROPOUT, null, self.labels[indices])
+        return x0, labels
 
     def to_model_range(self, images: Tensor) -> Tensor:
-        return to_model_range(images, self.recipe.clip_sample_range)
+        return to_model_range(images, self.scheduler.config.clip_sample_range)
+
+    @abstractmethod
+    def loss(
+        self,
+        model: nn.Module,
+        x0: Tensor,
+        labels: Tensor | None,
+        generator: torch.Generator,
+        share: range | None = None,
+    ) -> Tensor:
+        """Return the loss of a batch, as `diffusion.training_loss` does.
+
+        Args:
+            model: `self.model`, perhaps wrapped, or `self.ema`.
+            labels: (B,) int64 or None.
+        """
+
+    @property
+    def schedule(self) -> tuple[int, int]:
+        """The step and the length that the learning rate and the moving average follow."""
+        return self.step, self.total_steps
 
     @property
     def lr_factor(self) -> float:
         """The learning rate of this step, as a factor of its peak."""
-        return learning_rate_factor(self.step, self.total_steps, self.recipe.warmup)
+        return learning_rate_factor(*self.schedule, self.recipe.warmup)
 
     def update(self, loss: Tensor) -> Tensor:
         """Take one step: gradient, clipping, optimizers, moving average.
@@ -120,7 +151,7 @@ class Run:
                 group["lr"] = group["peak_lr"] * self.lr_factor
             optimizer.step()
             optimizer.zero_grad()
-        update_ema(self.ema, self.model, ema_decay(self.step, self.recipe.ema))
+        update_ema(self.ema, self.model, ema_decay(self.schedule[0], self.recipe.ema))
         self.step += 1
         return norm
 
@@ -129,15 +160,12 @@ class Run:
         return self.step >= self.total_steps
 
     @property
-    def epoch_ends(self) -> bool:
-        """Whether the last step ended an epoch, or the run."""
-        return self.step % self.steps_per_epoch == 0 or self.finished
+    @abstractmethod
+    def stage_ends(self) -> bool:
+        """Whether the last step ended an epoch (distill.py: a round), or the run."""
 
-    def fit_to_the_clock(self) -> None:
-        """Set the length of a --minutes run, and so its learning rate, by its speed so far."""
-        if self.recipe.minutes is not None and self.elapsed > 1e-6 * self.step > 0:
-            left = self.recipe.minutes * 60 - self.elapsed
-            self.total_steps = self.step + max(0, round(left / (self.elapsed / self.step)))
+    def fit_to_the_clock(self) -> None:  # noqa: B027 - most runs have no time budget
+        """Set the length of a run that has a time budget by its speed so far."""
 
     def check_finite(
         self, losses: list[float], norms: list[float], lr: float, last_good: str
@@ -162,6 +190,34 @@ class Run:
         self.log.append(line)
         return line
 
+    title: str  # for the progress bar
+    loss_name: str  # for the loss curve
+    wants_its_speed = False  # whether the loop should measure it now
+
+    def notes(self) -> list[str]:
+        """Return notes for the user."""
+        return []
+
+    @abstractmethod
+    def checkpoint_path(self, files: RunFiles) -> Path:
+        """Return where the model checkpoint goes at this step."""
+
+    def checkpoints(self, files: RunFiles) -> list[Path]:
+        """Return the model checkpoints of the finished run."""
+        return [self.checkpoint_path(files)]
+
+    @abstractmethod
+    def grid_path(self, files: RunFiles) -> Path:
+        """Return where the sample grid goes at this step."""
+
+    @abstractmethod
+    def preview_settings(self) -> tuple[dict, float]:
+        """Return the arguments of `set_timesteps`, and eta, for the sample grid of this step."""
+
+    def facts(self) -> dict:
+        """Return what the checkpoint holds besides (see lab/checkpoint.py)."""
+        return {}
+
     def save(self, files: RunFiles, options: dict) -> None:
         """Write the model checkpoint, the training state and the log.
 
@@ -172,6 +228,7 @@ class Run:
             UserError: a file cannot be written.
         """
         training = {
+            "script": self.script,
             "run": self.id,
             "args": asdict(self.recipe),
             "step": self.step,
@@ -179,26 +236,36 @@ class Run:
             "elapsed": self.elapsed,
         }
         shape = tuple(self.images.shape[1:])
-        checkpoint.save_model(files.checkpoint, self.ema, self.scheduler, shape, training)
+        path, facts = self.checkpoint_path(files), self.facts()
+        checkpoint.save_model(path, self.ema, self.scheduler, shape, training, **facts)
         self.save_state(files, options)
 
     def save_state(self, files: RunFiles, options: dict) -> None:
         """Write the training state and the log: all of `save` but the model checkpoint."""
         state = {
             "format": STATE_FORMAT,
+            "script": self.script,
             "run": self.id,
             "recipe": asdict(self.recipe),
             "options": options,
             "step": self.step,
             "elapsed": self.elapsed,
             "log": self.log,
-            "model": self.model.state_dict(),
-            "ema": self.ema.state_dict(),
+            **{name: module.state_dict() for name, module in self.modules().items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "generator": self.generator.get_state(),
+            **self.further_state(),
         }
         checkpoint.save(files.state, state)
         files.write_log(self.log)
+
+    def modules(self) -> dict[str, nn.Module]:
+        """Return the networks that a state holds."""
+        return {"model": self.model, "ema": self.ema}
+
+    def further_state(self) -> dict:
+        """Return what else a state holds."""
+        return {}
 
     def load(self, state: dict) -> str | None:
         """Go on from a training state that `read_state` returned; its recipe must be this run's.
@@ -211,7 +278,7 @@ class Run:
         """
         note = None
         try:
-            for module, name in ((self.model, "model"), (self.ema, "ema")):
+            for name, module in self.modules().items():
                 module.load_state_dict(state[name])
                 if not all(p.isfinite().all() for p in module.parameters()):
                     raise ValueError(f"the weights of its {name} are not finite")
@@ -234,15 +301,100 @@ class Run:
         return note
 
 
-def read_state(path: str | Path) -> dict:
+class Training(Run):
+    """A run of train.py: it fits a UNet to the images (Algorithm 1 of DDPM).
+
+    Args:
+        recipe: what decides the weights.
+        images, labels: the training set, as in `Run`.
+
+    Raises:
+        UserError: the recipe contradicts itself or does not fit the images.
+    """
+
+    script = "train.py"
+
+    def __init__(self, recipe: Recipe, images: Tensor, labels: Tensor | None = None):
+        try:
+            scheduler = DDPMScheduler(
+                recipe.timesteps,
+                beta_schedule=recipe.schedule,
+                prediction_type=PRED_OPTIONS[recipe.pred],
+                rescale_betas_zero_snr=recipe.zero_snr,
+                clip_sample_range=recipe.clip_sample_range,
+            )
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        torch.manual_seed(recipe.seed)
+        num_classes = len(CLASSES[recipe.dataset]) if recipe.labels else 0
+        model = UNet(images.shape[1], recipe.channels, num_classes=num_classes)
+        # The length of a --minutes run is a first guess, see `fit_to_the_clock`.
+        epochs = (recipe.epochs or 1000) * (len(images) // recipe.batch_size)
+        super().__init__(recipe, images, labels, scheduler, model, recipe.steps or epochs)
+        abar, prediction_type = scheduler.alphas_cumprod, scheduler.prediction_type
+        self.cdf = timestep_cdf(abar, recipe.density, recipe.low_noise).float().to(images.device)
+        self.loss_weights = loss_weights(abar, prediction_type, recipe.max_weight)
+        self.loss_weights = self.loss_weights.float().to(images.device)
+        self.title = recipe.pred
+        self.loss_name = f"loss (t drawn from the {recipe.density} density)"
+
+    def notes(self) -> list[str]:
+        abar_T = self.scheduler.alphas_cumprod[-1].item()
+        if abar_T <= WELL_MIXED:
+            return []
+        return [
+            f"abar_T is {abar_T:.2g}, but sampling starts from pure noise, which is abar_T = 0: "
+            "use --schedule cosine, --zero-snr or more --timesteps"
+        ]
+
+    def loss(self, model, x0, labels, generator, share=None) -> Tensor:
+        if labels is not None:
+            share_of_labels = labels if share is None else labels[share.start : share.stop]
+            model = partial(model, labels=share_of_labels)
+        return training_loss(
+            model, self.scheduler, x0, self.cdf, self.loss_weights, generator, share
+        )
+
+    @property
+    def stage_ends(self) -> bool:
+        return self.step % self.steps_per_epoch == 0 or self.finished
+
+    @property
+    def wants_its_speed(self) -> bool:
+        return self.recipe.minutes is not None and self.step == 5
+
+    def fit_to_the_clock(self) -> None:
+        if self.recipe.minutes is not None and self.elapsed > 1e-6 * self.step > 0:
+            left = self.recipe.minutes * 60 - self.elapsed
+            self.total_steps = self.step + max(0, round(left / (self.elapsed / self.step)))
+
+    def checkpoint_path(self, files: RunFiles) -> Path:
+        return files.checkpoint
+
+    def grid_path(self, files: RunFiles) -> Path:
+        epoch = self.step // self.steps_per_epoch
+        return files.grid if self.finished else files.grid_of_epoch(epoch)
+
+    def preview_settings(self) -> tuple[dict, float]:
+        steps = 50 if self.finished else 20
+        return {"num_inference_steps": min(steps, self.recipe.timesteps)}, 1.0
+
+    def facts(self) -> dict:
+        return {"classes": CLASSES[self.recipe.dataset]} if self.recipe.labels else {}
+
+
+def read_state(path: str | Path, script: str) -> dict:
     """Return the contents of a training state.
 
     Raises:
-        UserError: the file cannot be read or is not a training state of this version.
+        UserError: the file cannot be read or is not a training state of this version and script.
     """
     if not str(path).endswith(".state.pt"):
         raise UserError(f"{path} does not end in .state.pt, as every training state does")
-    return checkpoint.load(path, *STATE_KEYS, wanted=STATE_FORMAT)
+    state = checkpoint.load(path, *STATE_KEYS, wanted=STATE_FORMAT)
+    if state["script"] != script:
+        raise UserError(f"{path} is not a state of {script} but of {state['script']!r:.50}")
+    return state
 
 
 def checked_log(log: object) -> list[dict]:

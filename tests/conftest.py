@@ -79,9 +79,15 @@ def tiny_eps_checkpoint(tmp_path_factory, data_dir) -> Path:
     return train_tiny(tmp_path_factory, data_dir, "eps")
 
 
-def train_tiny(tmp_path_factory, data_dir: Path, pred: str) -> Path:
+@pytest.fixture(scope="session")
+def labelled_checkpoint(tmp_path_factory, data_dir) -> Path:
+    """A v-model with labels after a few steps, as train.py writes it."""
+    return train_tiny(tmp_path_factory, data_dir, "v", "--labels")
+
+
+def train_tiny(tmp_path_factory, data_dir: Path, pred: str, *further: str) -> Path:
     folder = tmp_path_factory.mktemp(f"tiny-{pred}")
     out = folder / ("tiny.pt" if pred == "v" else f"{pred}.pt")
-    arguments = (*TINY, "--steps", 30, "--data", data_dir, "--pred", pred, "--out", out)
+    arguments = (*TINY, "--steps", 30, "--data", data_dir, "--pred", pred, "--out", out, *further)
     subprocess.run(command("train.py", *arguments), cwd=folder, check=True, capture_output=True)
     return out

@@ -59,15 +59,15 @@ def test_our_step_is_that_of_a_run(image):
     """After the same steps, the benchmark's network has the same weights as train.py's loop."""
     from lab.device import bfloat16_convolutions
     from lab.recipe import Recipe
-    from lab.runs import Run
+    from lab.runs import Training
 
     from diffusion import training_loss
 
-    ours, run = Ours(image, 4, CPU), Run(Recipe(batch_size=4), image)
+    ours, run = Ours(image, 4, CPU), Training(Recipe(batch_size=4), image)
     for _ in range(2):
         ours.train_step()
         with bfloat16_convolutions():
-            x0 = run.next_images()
+            x0 = run.next_batch()[0]
             run.update(
                 training_loss(
                     run.model, run.scheduler, x0, run.cdf, run.loss_weights, run.generator

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from diffusion import draw_timesteps, sample, training_loss
+from diffusion import draw_timesteps, guided, sample, training_loss
 from scheduler import PREDICTION_TYPES, SAMPLERS, DDIMScheduler, DDPMScheduler
 from unet import UNet
 
@@ -228,3 +228,74 @@ def test_sampling_stays_on_the_gpu(prediction_type):
         )
     assert x.device.type == "cuda" and x.shape == (4, 1, 28, 28) and x.dtype == torch.float32
     assert devices == ["cuda"] * 6
+
+
+# -------------------------------------------------------------------------------------- guidance
+
+
+def labelled_unet() -> UNet:
+    torch.manual_seed(0)
+    unet = UNet(channels=8, num_classes=3).eval()
+    with torch.no_grad():
+        for p in unet.parameters():
+            p.add_(0.1 * torch.randn_like(p))  # the head starts at zero
+    return unet
+
+
+@torch.inference_mode()
+def test_guidance_mixes_the_outputs_with_and_without_the_label():
+    """uncond + scale (cond - uncond), in one call of twice as many images."""
+    unet, x_t = labelled_unet(), torch.randn(4, 1, 8, 8)
+    t, labels = torch.tensor([500]), torch.tensor([0, 1, 2, 1])
+    cond, uncond = unet(x_t, t, labels), unet(x_t, t)
+    assert (cond - uncond).abs().mean() > 1e-3
+    for scale in (0.0, 0.5, 1.0, 3.0):
+        wanted = uncond + scale * (cond - uncond)
+        got = guided(unet, labels, scale)(x_t, t)
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
+    sizes = []
+    unet.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+    guided(unet, labels, 2.0)(x_t, t)
+    guided(unet, labels, 1.0)(x_t, t)
+    assert sizes == [8, 4]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_guidance_is_the_same_for_every_prediction_type_and_sampler(sampler, prediction_type):
+    """The output of one network, expressed as eps, v or x_0, is guided to the same images."""
+
+    class Network:
+        config = {"num_classes": 3}
+
+        def __init__(self, scheduler):
+            self.scheduler = scheduler
+
+        def __call__(self, x_t, t, labels):
+            t = t.expand(len(x_t))
+            abar = self.scheduler.alphas_cumprod[t].float().view(-1, 1, 1, 1)
+            x0 = 0.1 * (labels.view(-1, 1, 1, 1) - 1) + 0.2 * abar * x_t
+            eps = (x_t - abar.sqrt() * x0) / (1 - abar).sqrt()
+            v = self.scheduler.get_velocity(x0, eps, t)
+            return {"sample": x0, "epsilon": eps, "v_prediction": v}[prediction_type]
+
+    def images(kind):
+        scheduler = SAMPLERS[sampler](100, beta_schedule="cosine", prediction_type=kind)
+        scheduler.set_timesteps(5)
+        model = guided(Network(scheduler), torch.tensor([0, 1, 2, 2]), 2.0)
+        return sample(model, scheduler, torch.arange(4), (1, 4, 4), seed=1)
+
+    ours = images(prediction_type)
+    prediction_type = "sample"
+    torch.testing.assert_close(ours, images("sample"), rtol=0, atol=1e-4)
+
+
+def test_a_lone_image_is_guided_as_in_a_batch():
+    unet, scheduler = labelled_unet(), DDIMScheduler(beta_schedule="cosine")
+    scheduler.set_timesteps(3)
+    labels = torch.tensor([0, 1, 2])
+    together = sample(guided(unet, labels, 2.0), scheduler, torch.arange(3), (1, 8, 8))
+    for i in range(3):
+        alone = guided(unet, labels[i : i + 1], 2.0)
+        lone = sample(alone, scheduler, torch.arange(i, i + 1), (1, 8, 8))
+        torch.testing.assert_close(lone[0], together[i], rtol=0, atol=1e-5)

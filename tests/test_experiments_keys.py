@@ -155,14 +155,14 @@ def find(tree, name):
         ("lab.data", "to_model_range", {"training"}),
         ("lab.data", "load_dataset", set()),
         ("lab.optim", "Muon.step", {"training"}),
-        ("lab.runs", "Run.next_images", {"training"}),
+        ("lab.runs", "Run.next_batch", {"training"}),
         ("lab.pictures", "make_grid", set()),
         ("lab.classifier", "LeNet.features", {"score"}),
         ("lab.classifier", "train", set()),
         ("metrics", "kid", {"score"}),
         ("metrics", "save_pairs", set()),
-        ("train", "train", {"training"}),
-        ("train", "preview", set()),
+        ("lab.training", "train", {"training"}),
+        ("lab.training", "preview", set()),
         ("experiments.grid", "sample_cell", IMAGES),
         ("experiments.grid", "read_row", set()),
     ],
@@ -175,7 +175,7 @@ def test_edits_of_the_lab(tmp_path, before, module, name, changed):
     assert {result for result in STARTS if after[result] != before[result]} == changed
 
 
-@pytest.mark.parametrize("module", ["diffusion", "scheduler", "unet", "metrics", "train"])
+@pytest.mark.parametrize("module", ["diffusion", "scheduler", "unet", "metrics", "lab.training"])
 def test_no_docstring_and_no_comment_of_the_lab_matters(tmp_path, before, module):
     def edit(tree):
         for node in ast.walk(tree):

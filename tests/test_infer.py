@@ -103,6 +103,7 @@ def test_the_bar_counts_whole_images(run_here, tiny_checkpoint):
 def test_default_names_differ_where_the_settings_do(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     one = ["--ckpt", "checkpoints/v.pt"]
+    labelled = {"classes": ["0", "1"]}
     settings = (
         *([], ["--steps", "5"], ["--eta", "0"], ["--sampler", "ddpm"], ["--sampler", "dpm++"]),
         *(
@@ -113,8 +114,14 @@ def test_default_names_differ_where_the_settings_do(monkeypatch, tmp_path):
             ["--ckpt", "b/v.pt"],
         ),
         *(["--ckpt", "v.pt"], ["--ckpt", "checkpoints/w.pt"]),
+        *(["--label", "1"], ["--label", "0", "1"], ["--label", "none"]),
+        *(["--guidance-scale", "2"], ["--guidance-scale", "2", "--label", "1"]),
     )
-    names = {infer.default_output(infer.parse_args([*one, *arguments])) for arguments in settings}
+    names = set()
+    for arguments in settings:
+        args = infer.parse_args([*one, *arguments])
+        infer.fill_in(args, labelled)
+        names.add(infer.default_output(args))
     assert len(names) == len(settings)
 
 
@@ -191,3 +198,67 @@ def test_help_does_not_import_torch(run, tmp_path):
     done = run("infer.py", "--help")
     assert done.returncode == 0
     assert "--eta" in done.stdout
+
+
+# ---------------------------------------------------------------------------------------- labels
+
+
+def test_the_grid_has_one_column_per_digit(run_here, labelled_checkpoint, tmp_path):
+    arguments = ("--ckpt", labelled_checkpoint, "--steps", 2, "--save-npy", "--out", "x.png")
+    done = run_here("infer.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    labels = np.load(tmp_path / "x-labels.npy")
+    assert labels.dtype == np.int64 and labels.tolist() == list(range(10)) * 8
+    assert Image.open(tmp_path / "x.png").width == 2 * (10 * 30 + 2)  # ten columns
+    every = np.load(tmp_path / "x.npy")
+    # one digit alone: image 13 has the label 3 in both runs, so it is the same image
+    assert run_here("infer.py", *arguments, "--label", 3, "--n", 14).returncode == 0
+    assert set(np.load(tmp_path / "x-labels.npy")) == {3}
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy")[13], every[13])
+    assert (np.load(tmp_path / "x.npy")[12] != every[12]).any()
+    # without a label the checkpoint is an unconditional model
+    assert run_here("infer.py", *arguments, "--label", "none").returncode == 0
+    assert len(np.load(tmp_path / "x.npy")) == 64
+
+
+def test_guidance_of_the_command_line(run_here, labelled_checkpoint, tmp_path):
+    """At scale 0 the label does not matter; above 1 it matters more."""
+    images = {}
+    for scale in (0, 1, 4):
+        for label in (3, 8):
+            arguments = ("--ckpt", labelled_checkpoint, "--steps", 3, "--n", 2, "--label", label)
+            arguments += ("--guidance-scale", scale, "--save-npy", "--out", "x.png")
+            assert run_here("infer.py", *arguments).returncode == 0
+            images[scale, label] = np.load(tmp_path / "x.npy").astype(float)
+    gap = [abs(images[scale, 3] - images[scale, 8]).mean() for scale in (0, 1, 4)]
+    assert gap[0] == 0 and gap[2] > gap[1] > 0
+
+
+def test_the_names_of_the_classes_are_accepted():
+    classes = ["t-shirt", "trouser", "bag"]
+    assert infer.class_numbers(["Bag", "0", "trouser"], classes) == [2, 0, 1]
+    assert infer.class_numbers(None, classes) == [0, 1, 2]
+    assert infer.class_numbers(["none"], classes) == []
+    for wrong in ("3", "-1", "shoe", "none"):
+        with pytest.raises(infer.UserError, match="t-shirt, trouser, bag"):
+            infer.class_numbers([wrong, "0"], classes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--label", 10), ("--label 10", "0, 1, 2")),
+        (("--label", "seven"), ("--label seven",)),
+        (("--guidance-scale", "nan"), ("--guidance-scale",)),
+        (("--guidance-scale", -1), ("--guidance-scale",)),
+        (("--guidance-scale", 2, "--label", "none"), ("--guidance-scale", "--label none")),
+    ],
+)
+def test_bad_labels_are_refused(run_here, labelled_checkpoint, arguments, words):
+    assert_refused(run_here("infer.py", "--ckpt", labelled_checkpoint, *arguments), *words)
+
+
+def test_labels_need_a_checkpoint_with_labels(run_here, tiny_checkpoint):
+    for arguments in (("--label", 7), ("--guidance-scale", 2)):
+        done = run_here("infer.py", "--ckpt", tiny_checkpoint, *arguments)
+        assert_refused(done, arguments[0], "tiny.pt", "--labels")

@@ -488,3 +488,59 @@ def test_a_refusal_is_one_line_and_exit_code_2(tmp_path, run_here):
     assert_refused(run_here("metrics.py", "float.npy"), "float.npy", "uint8")
     assert_refused(run_here("metrics.py", "--json", "scores.json"), "--json")
     assert_refused(run_here("metrics.py", "--weights", "/dev/null/x.pt"), "--weights", "/dev/null")
+
+
+# ------------------------------------------------------------------------- labels and faint pixels
+
+
+def test_agreement_is_the_share_read_as_the_digit_asked_for(train_split):
+    images, digits = (x[:N] for x in train_split)
+    read = features(images, metrics.load_classifier(WEIGHTS))[1].argmax(1)
+    asked = read.clone()
+    asked[:50] = (asked[:50] + 1) % 10
+    s = metrics.score(images, asked=asked, data_dir=DATA)
+    assert s["agreement"] == 1 - 50 / N
+    assert s["agreement_se"] == pytest.approx((0.9 * 0.1 / (N - 1)) ** 0.5)
+    assert metrics.score(images, asked=digits, data_dir=DATA)["agreement"] > 0.98
+    assert "agreement" not in metrics.score(images, data_dir=DATA)
+
+
+def test_shares_of_faint_pixels():
+    images = torch.zeros(200, 1, 28, 28, dtype=torch.uint8)
+    for i, level in enumerate((1, 3, 4, 20, 21, 255)):
+        images[: 100 * (i % 2 + 1), 0, i] = level  # a row of 28 pixels, in a half or in all images
+    grain = metrics._grain(images)
+    assert grain["pixels_1_3"] == pytest.approx((0.5 + 1) / 28)
+    assert grain["pixels_4_20"] == pytest.approx((0.5 + 1) / 28)
+    deviation = 0.5 / 28 * (200 / 199) ** 0.5
+    assert grain["pixels_1_3_se"] == pytest.approx(deviation / 200**0.5)
+
+
+@pytest.mark.slow
+def test_labels_beside_the_samples_are_found(tmp_path, capsys, train_split):
+    images, digits = (x[:200] for x in train_split)
+    np.save(tmp_path / "a.npy", images[:, 0].numpy())
+    score_files(tmp_path / "a.npy")
+    assert "agreement" not in capsys.readouterr().out
+    np.save(tmp_path / "a-labels.npy", digits.numpy())
+    score_files(tmp_path / "a.npy", "--json", tmp_path / "s.json")
+    assert "agreement with the labels" in capsys.readouterr().out
+    report = json.loads((tmp_path / "s.json").read_text())
+    assert report["scores"][str(tmp_path / "a.npy")]["agreement"] > 0.97
+    assert report["references"]["200"]["agreement"] > 0.97
+    np.save(tmp_path / "other.npy", (digits.numpy() + 1) % 10)
+    score_files(
+        tmp_path / "a.npy", "--labels", tmp_path / "other.npy", "--json", tmp_path / "s.json"
+    )
+    report = json.loads((tmp_path / "s.json").read_text())
+    assert report["scores"][str(tmp_path / "a.npy")]["agreement"] < 0.03
+
+
+@pytest.mark.parametrize(
+    "labels", [np.zeros(199, np.int64), np.zeros(200), np.full(200, 10), np.full(200, -1)]
+)
+def test_labels_that_do_not_fit_are_refused(run_here, tmp_path, labels):
+    np.save(tmp_path / "a.npy", ZEROS)
+    np.save(tmp_path / "labels.npy", labels)
+    done = run_here("metrics.py", "a.npy", "--labels", "labels.npy", "--data", DATA)
+    assert_refused(done, "labels.npy")

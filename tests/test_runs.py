@@ -9,7 +9,7 @@ from lab.errors import UserError
 from lab.optim import ema_decay
 from lab.recipe import Recipe
 from lab.run_files import RunFiles
-from lab.runs import Meter, Run, read_state
+from lab.runs import Meter, Training, read_state
 
 import pytest
 import torch
@@ -24,16 +24,15 @@ def images(n: int = 10) -> torch.Tensor:
     return torch.randint(0, 256, (n, 1, 28, 28), dtype=torch.uint8, generator=generator)
 
 
-def step(run: Run) -> torch.Tensor:
-    x0 = run.next_images()
-    loss = training_loss(run.model, run.scheduler, x0, run.cdf, run.loss_weights, run.generator)
+def step(run: Training) -> torch.Tensor:
+    loss = run.loss(run.model, *run.next_batch(), run.generator)
     run.update(loss)
     return loss.detach()
 
 
 def test_it_overfits_one_batch():
     """With the same data, noise and timesteps in every step, the loss falls to nearly nothing."""
-    run = Run(replace(TINY, channels=16, batch_size=8, steps=60, lr=3e-3, warmup=1), images(8))
+    run = Training(replace(TINY, channels=16, batch_size=8, steps=60, lr=3e-3, warmup=1), images(8))
     x0, losses = torch.rand(8, 1, 28, 28).mul(2).sub(1), []
     weights = torch.ones(100)
     for _ in range(60):
@@ -47,14 +46,14 @@ def test_it_overfits_one_batch():
 
 
 def test_an_epoch_shows_every_image_once():
-    run = Run(replace(TINY, batch_size=5), images(20))
+    run = Training(replace(TINY, batch_size=5), images(20))
     epochs = []
     for _ in range(2):
         seen = []
         for _ in range(4):
-            seen += run.next_images().flatten(1).sum(1).tolist()
+            seen += run.next_batch()[0].flatten(1).sum(1).tolist()
             run.step += 1
-        assert run.epoch_ends
+        assert run.stage_ends
         epochs.append(seen)
     wanted = run.to_model_range(images(20)).flatten(1).sum(1).tolist()
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(wanted)
@@ -63,7 +62,7 @@ def test_an_epoch_shows_every_image_once():
 
 def test_update_clips_the_gradient_and_scales_the_learning_rate():
     """The moment buffers after the first step hold the gradient that the optimizers received."""
-    run = Run(replace(TINY, clip=0.5, warmup=4, lr=3e-3, muon_lr=0.02), images())
+    run = Training(replace(TINY, clip=0.5, warmup=4, lr=3e-3, muon_lr=0.02), images())
     loss = 1e3 * (run.model(torch.randn(4, 1, 28, 28), 50) - 1).square().mean()
     norm = run.update(loss)
     adamw, muon = (
@@ -80,7 +79,7 @@ def test_update_clips_the_gradient_and_scales_the_learning_rate():
 
 
 def test_the_moving_average_is_the_recursion_over_the_weights():
-    run = Run(TINY, images())
+    run = Training(TINY, images())
     expected = {name: w.clone() for name, w in run.ema.state_dict().items()}
     for i in range(5):
         step(run)
@@ -93,17 +92,17 @@ def test_the_moving_average_is_the_recursion_over_the_weights():
 
 @pytest.mark.parametrize("pred", ["v", "eps", "x0"])
 def test_a_loaded_run_takes_the_same_steps(tmp_path, pred):
-    whole = Run(replace(TINY, pred=pred), images())
-    first = Run(whole.recipe, images())
+    whole = Training(replace(TINY, pred=pred), images())
+    first = Training(whole.recipe, images())
     for _ in range(3):
         step(whole)
         step(first)
     files = RunFiles(tmp_path / "x.pt", tmp_path / "samples")
     first.add_to_log(loss=0.5)
     first.save(files, {"samples": "here"})
-    state = read_state(files.state)
+    state = read_state(files.state, "train.py")
     assert state["options"] == {"samples": "here"} and state["recipe"]["pred"] == pred
-    second = Run(Recipe(**state["recipe"]), images())
+    second = Training(Recipe(**state["recipe"]), images())
     assert second.load(state) is None
     assert second.step == 3 and second.id == first.id and second.log == first.log
     assert second.log[-1] == {"step": 3, "images": 12, "loss": 0.5}
@@ -117,9 +116,12 @@ def test_a_loaded_run_takes_the_same_steps(tmp_path, pred):
 
 def test_a_state_from_another_type_of_device_gets_a_new_seed(tmp_path):
     """The state of a CUDA generator has 16 bytes."""
-    run, files = Run(TINY, images()), RunFiles(tmp_path / "x.pt", tmp_path / "samples")
+    run, files = Training(TINY, images()), RunFiles(tmp_path / "x.pt", tmp_path / "samples")
     run.save(files, {})
-    state = read_state(files.state) | {"generator": torch.zeros(16, dtype=torch.uint8), "step": 7}
+    state = read_state(files.state, "train.py") | {
+        "generator": torch.zeros(16, dtype=torch.uint8),
+        "step": 7,
+    }
     assert "another type of device" in run.load(state)
     assert run.generator.initial_seed() == TINY.seed + 7
 
@@ -138,10 +140,10 @@ def test_a_state_from_another_type_of_device_gets_a_new_seed(tmp_path):
     ],
 )
 def test_states_that_do_not_fit_are_refused_in_one_line(tmp_path, change, words):
-    run, files = Run(TINY, images()), RunFiles(tmp_path / "x.pt", tmp_path / "samples")
+    run, files = Training(TINY, images()), RunFiles(tmp_path / "x.pt", tmp_path / "samples")
     run.save(files, {})
     with pytest.raises(UserError, match=words) as caught:
-        run.load(read_state(files.state) | change)
+        run.load(read_state(files.state, "train.py") | change)
     assert "\n" not in str(caught.value)
 
 
@@ -149,7 +151,7 @@ def test_a_state_of_an_earlier_version_is_refused(tmp_path):
     old = {"format": checkpoint.FORMAT, "args": {}, "step": 1, "model": {}}
     checkpoint.save(tmp_path / "x.state.pt", old)
     with pytest.raises(UserError, match="format.*is needed"):
-        read_state(tmp_path / "x.state.pt")
+        read_state(tmp_path / "x.state.pt", "train.py")
 
 
 def test_a_recipe_that_contradicts_itself_is_refused():
@@ -158,12 +160,12 @@ def test_a_recipe_that_contradicts_itself_is_refused():
         ({"pred": "eps", "zero_snr": True}, "epsilon"),
     ):
         with pytest.raises(UserError, match=words):
-            Run(replace(TINY, **change), images())
+            Training(replace(TINY, **change), images())
 
 
 def test_the_length_of_a_run():
-    assert Run(replace(TINY, steps=None, epochs=3), images()).total_steps == 3 * 2
-    run = Run(replace(TINY, steps=None, minutes=1.0), images())
+    assert Training(replace(TINY, steps=None, epochs=3), images()).total_steps == 3 * 2
+    run = Training(replace(TINY, steps=None, minutes=1.0), images())
     run.step, run.elapsed = 10, 20.0
     run.fit_to_the_clock()  # 40 of 60 seconds are left, at 2 seconds per step
     assert run.total_steps == 30
@@ -173,7 +175,7 @@ def test_the_length_of_a_run():
 
 
 def test_what_is_not_finite_is_reported_with_its_step():
-    run = Run(TINY, images())
+    run = Training(TINY, images())
     run.step = 13
     fine, bad = [1.0, 1.0, 1.0], [1.0, math.nan, 1.0]
     run.check_finite(fine, fine, 0.1, "x")
@@ -194,3 +196,55 @@ def test_the_meter_returns_what_was_added_and_starts_again():
     assert len(meter) == 3
     assert meter.read(Process(torch.device("cpu"))) == ([0, 1, 2], [10, 11, 12])
     assert len(meter) == 0
+
+
+# ---------------------------------------------------------------------------------------- labels
+
+
+def test_a_tenth_of_the_labels_is_replaced_by_the_null_label():
+    pixels, labels = images(2000), torch.arange(2000) % 10
+    pixels[:, 0, 0, 0] = labels.to(torch.uint8) + 1  # each image shows its label
+    run = Training(replace(TINY, batch_size=1000, labels=True), pixels, labels)
+    assert run.model.config["num_classes"] == 10
+    shown, wanted = [], []
+    for _ in range(20):
+        x0, given = run.next_batch()
+        shown.append(((x0[:, 0, 0, 0] + 1) * 127.5).round().long() - 1)
+        wanted.append(given)
+        run.step += 1
+    shown, wanted = torch.cat(shown), torch.cat(wanted)
+    dropped = wanted == 10
+    assert torch.equal(wanted[~dropped], shown[~dropped])
+    assert abs(dropped.double().mean().item() - 0.1) < 4 * (0.09 / 20_000) ** 0.5
+    assert torch.bincount(shown[dropped], minlength=10).min() > 100  # of every digit
+
+
+def test_the_network_learns_what_the_labels_tell():
+    """Two constant images, and the label says which. In pure noise only the label can tell."""
+    pixels = torch.zeros(64, 1, 28, 28, dtype=torch.uint8)
+    labels = torch.arange(64) % 2
+    pixels[labels == 1] = 255
+    recipe = replace(TINY, batch_size=32, steps=60, labels=True, warmup=1, density="uniform")
+    run = Training(recipe, pixels, labels)
+    for _ in range(60):
+        step(run)
+    x_t, t = torch.randn(4, 1, 28, 28), torch.tensor([99])
+    with torch.inference_mode():
+        means = [
+            run.scheduler.get_original_sample(run.model(x_t, t, label), x_t, 99).mean().item()
+            for label in (torch.zeros(4).long(), torch.ones(4).long())
+        ]
+    assert means[0] < -0.7 and means[1] > 0.7
+
+
+def test_a_labelled_run_is_saved_with_the_names_of_its_classes(tmp_path):
+    run = Training(replace(TINY, labels=True, dataset="kmnist"), images(), torch.arange(10))
+    files = RunFiles(tmp_path / "x.pt", tmp_path / "samples")
+    step(run)
+    run.save(files, {})
+    contents = checkpoint.load_model(files.checkpoint)[1]
+    assert contents["classes"][:3] == ["o", "ki", "su"] and len(contents["classes"]) == 10
+    contents["classes"] = contents["classes"][:9]
+    checkpoint.save(tmp_path / "bad.pt", contents)
+    with pytest.raises(UserError, match="9 names for 10 classes"):
+        checkpoint.load_model(tmp_path / "bad.pt")

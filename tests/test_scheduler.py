@@ -1272,3 +1272,24 @@ def test_variance_noise_may_be_a_function_that_is_called_only_where_noise_is_add
     scheduler.step(x, 100, x, eta=1.0, variance_noise=never)  # the last step adds none
     with pytest.raises(ValueError, match="not both"):
         scheduler.step(x, 500, x, variance_noise=never, generator=torch.Generator())
+
+
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("clip_sample", [True, False])
+def test_original_sample_of_every_image_is_that_of_its_own_step(prediction_type, clip_sample):
+    """`get_original_sample` takes a timestep per image; `step` takes one for all."""
+    scheduler = DDPMScheduler(
+        beta_schedule="cosine",
+        prediction_type=prediction_type,
+        clip_sample=clip_sample,
+        clip_sample_range=1.25,
+    )
+    x_t, output = torch.randn(2, 4, 1, 3, 3, dtype=torch.float64)
+    t = torch.tensor([0, 300, 700, 990])
+    x0 = scheduler.get_original_sample(output, x_t, t)
+    for i in range(4):
+        wanted = scheduler.step(output[i : i + 1], t[i], x_t[i : i + 1]).pred_original_sample
+        torch.testing.assert_close(x0[i : i + 1], wanted, rtol=1e-12, atol=1e-12)
+    assert (x0.abs() <= 1.25).all() == clip_sample or prediction_type == "sample"
+    with pytest.raises(ValueError, match="timesteps must lie in"):
+        scheduler.get_original_sample(output, x_t, torch.tensor([0, 1, 2, 1000]))

@@ -8,13 +8,12 @@ import subprocess
 import sys
 import time
 
-from lab import files
+from lab import files, runs, training
 
 import pytest
 import torch
 from helpers import ROOT, TINY, assert_refused, command
 
-import train
 from unet import UNet
 
 
@@ -74,17 +73,17 @@ def test_the_files_of_earlier_runs_are_kept(run_here, data_dir, tmp_path):
 def test_a_run_steps_in_bfloat16_and_previews_in_float32(monkeypatch, run_here, data_dir, tmp_path):
     precisions = {}
 
-    def spy(name):
-        function = getattr(train, name)
+    def spy(module, name):
+        function = getattr(module, name)
 
         def wrapper(*args, **kwargs):
             precisions.setdefault(name, torch.backends.mkldnn.conv.fp32_precision)
             return function(*args, **kwargs)
 
-        monkeypatch.setattr(train, name, wrapper)
+        monkeypatch.setattr(module, name, wrapper)
 
-    for name in ("training_loss", "sample"):
-        spy(name)
+    spy(runs, "training_loss")
+    spy(training, "sample")
     done = run_here("train.py", *TINY, "--steps", 1, "--data", data_dir, "--out", "b.pt")
     assert done.returncode == 0
     assert precisions["training_loss"] == "bf16"
@@ -258,7 +257,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path, data_dir, run_he
 
 def stop_at_step(monkeypatch, step: int, number: int) -> None:
     """Have the run receive a signal during this step."""
-    calls, real = [], train.training_loss
+    calls, real = [], runs.training_loss
 
     def training_loss(*args):
         calls.append(None)
@@ -266,7 +265,7 @@ def stop_at_step(monkeypatch, step: int, number: int) -> None:
             signal.raise_signal(number)
         return real(*args)
 
-    monkeypatch.setattr(train, "training_loss", training_loss)
+    monkeypatch.setattr(runs, "training_loss", training_loss)
 
 
 @pytest.mark.slow
@@ -524,9 +523,9 @@ def test_files_that_are_not_the_runs_are_renamed_and_not_lost(run_here, data_dir
 @pytest.mark.slow
 def test_a_failed_preview_costs_nothing(run_here, data_dir, tmp_path, monkeypatch):
     def save_grid(*args, **kwargs):
-        raise train.UserError("cannot write x.png: No space left on device")
+        raise training.UserError("cannot write x.png: No space left on device")
 
-    monkeypatch.setattr(train, "save_grid", save_grid)
+    monkeypatch.setattr(training, "save_grid", save_grid)
     done = run_here("train.py", *TINY, "--steps", 2, "--data", data_dir, "--out", "x.pt")
     assert done.returncode == 0 and "note: cannot write x.png" in done.stderr
     assert (tmp_path / "x.pt").exists()
