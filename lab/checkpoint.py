@@ -112,7 +112,8 @@ def build_model(contents: dict, path: str | Path, device: torch.device | str = "
         check_size(contents)
         with torch.device("meta"):
             unet = UNet(**contents["unet"])
-        weights = {name: w.float() for name, w in contents["weights"].items()}  # half or double
+        # also from half or double; a copy, so that two networks of one dictionary share nothing
+        weights = {n: w.to(torch.float32, copy=True) for n, w in contents["weights"].items()}
         unet.load_state_dict(weights, assign=True)
         scheduler = DDPMScheduler(**contents["scheduler"])
         if "timesteps" in contents:

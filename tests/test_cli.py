@@ -113,7 +113,9 @@ def test_a_signal_ends_a_script_after_its_clean_up(number):
 @pytest.mark.parametrize("script", ["train.py", "infer.py", "distill.py", "metrics.py", "study.py"])
 def test_ctrl_c_during_the_imports_is_no_traceback(script, tmp_path):
     for delay in (0.15, 0.4, 1.0):
-        arguments = ("--ckpt", "none.pt") if script in ("infer.py", "distill.py") else ("--data", "none")
+        arguments = (
+            ("--ckpt", "none.pt") if script in ("infer.py", "distill.py") else ("--data", "none")
+        )
         process = subprocess.Popen(
             command(script, *arguments),
             cwd=tmp_path,

@@ -1,8 +1,11 @@
 """distill.py: the loss against known answers, and the script as a user runs it."""
 
+import copy
 import json
 import signal
 import subprocess
+
+from lab.checkpoint import load_model
 
 import pytest
 import torch
@@ -116,6 +119,35 @@ def test_every_share_of_a_batch_has_the_whole_batchs_draws():
 
     parts = (loss(range(0, 3)) + loss(range(3, 6))) / 2
     torch.testing.assert_close(parts, loss(None))
+
+
+def test_only_the_student_moves(tiny_checkpoint, train_split):
+    """In a round its teacher stays as it is, and in the next one it is the last student."""
+    source = load_model(tiny_checkpoint)[1]
+    recipe = distill.Recipe(teacher_steps=4, student_steps=1, updates=1, batch_size=4)
+    run = distill.Distillation(recipe, *train_split, source, "tiny.pt")
+
+    def step():
+        batch = run.next_batch()
+        networks = {"teacher": run.teacher, "student": run.model, "ema": run.ema}
+        before = {k: copy.deepcopy(network.state_dict()) for k, network in networks.items()}
+        run.update(run.loss(run.model, *batch, run.generator))
+        return before, {k: network.state_dict() for k, network in networks.items()}
+
+    def same(a, b):
+        return [torch.equal(a[name], b[name]) for name in a]
+
+    before, after = step()
+    for network in before.values():
+        assert all(same(network, source["weights"]))
+    assert all(same(after["teacher"], source["weights"]))
+    assert sum(same(after["student"], source["weights"])) < 5
+    assert sum(same(after["ema"], source["weights"])) < 5
+    first_student = copy.deepcopy(after["ema"])
+    before, after = step()
+    for network in before.values():
+        assert all(same(network, first_student))
+    assert all(same(after["teacher"], first_student))
 
 
 # ------------------------------------------------------------------------------------ the script
