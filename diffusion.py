@@ -5,7 +5,7 @@ Algorithm 2. The numbers in the comments are the lines of those algorithms. The 
 predicts eps. Here it predicts eps, v or x_0: `scheduler.prediction_type` says which.
 
 The loss differs from the paper's in three points. They let a short training see more of what is
-hard to learn (see lab/recipe.py):
+hard to learn (see training/recipe.py):
 
 - t is drawn from any density, not only uniformly.
 - The draws are stratified: a batch of n images has one t from each n-th of the density.

@@ -30,17 +30,17 @@ from lab import cli
 from lab.checkpoint import build_model, load_model
 from lab.data import DATASETS
 from lab.errors import UserError
-from lab.optim import make_optimizers
-from lab.recipe import loss_weights
-from lab.run_files import STUDENTS, RunFiles
-from lab.runs import Run, read_state
-from lab.training import add_options, given_arguments, start, take_over
 
 import torch
 from torch import Tensor
 
 from diffusion import Model, draw_timesteps, predict
 from scheduler import DDPMScheduler
+from training.loop import add_options, given_arguments, start, take_over
+from training.optim import make_optimizers
+from training.recipe import loss_weights
+from training.run import Run, read_state
+from training.run_files import STUDENTS, RunFiles
 
 
 @dataclass(frozen=True)

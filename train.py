@@ -23,12 +23,12 @@ from pathlib import Path
 
 from lab import cli
 from lab.data import DATASETS
-from lab.recipe import Recipe
-from lab.run_files import STUDENTS, RunFiles
-from lab.runs import PRED_OPTIONS, Training, read_state
-from lab.training import add_options, given_arguments, start, take_over
 
 from scheduler import BETA_SCHEDULES
+from training.loop import add_options, given_arguments, start, take_over
+from training.recipe import Recipe
+from training.run import PRED_OPTIONS, Training, read_state
+from training.run_files import STUDENTS, RunFiles
 
 RECIPE = [field.name for field in fields(Recipe)]
 LENGTH = ("epochs", "steps", "minutes")

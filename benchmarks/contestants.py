@@ -14,8 +14,6 @@ import math
 
 from lab.data import to_model_range
 from lab.device import autocast, bfloat16_convolutions
-from lab.recipe import Recipe
-from lab.runs import Training
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +21,8 @@ from torch import Tensor
 
 from diffusion import sample
 from scheduler import DDIMScheduler
+from training.recipe import Recipe
+from training.run import Training
 
 SHAPE = (1, 28, 28)
 

@@ -5,12 +5,12 @@ from collections import defaultdict
 
 from lab.device import bfloat16_convolutions
 from lab.distributed import Process
-from lab.runs import Meter
 
 import torch
 
 from benchmarks.contestants import Ours
 from benchmarks.measure import repeat
+from training.run import Meter
 
 LOG_EVERY = 50  # steps between two readings of the losses, as in train.py
 

@@ -21,7 +21,7 @@ from lab.classifier import WEIGHTS
 ROOT = Path(__file__).resolve().parent.parent
 
 SCORES = ("metrics:score",)
-TRAININGS = ("lab.training:train", "lab.runs:Training", "lab.recipe:Recipe")
+TRAININGS = ("training.loop:train", "training.run:Training", "training.recipe:Recipe")
 
 # Modules and definitions that handle results, but cannot change them. MNIST is in the list because
 # its files are checked against their SHA-256, and SAMPLERS because only one entry of it counts.
@@ -33,12 +33,12 @@ PLUMBING = (
     "lab.errors",
     "lab.files",
     "lab.pictures",
-    "lab.run_files",
-    "lab.runs:Meter",
-    "lab.training:preview",
-    "lab.training:progress_bar",
-    "lab.training:tell_how_to_resume",
-    "lab.training:validation_loss",
+    "training.run_files",
+    "training.run:Meter",
+    "training.loop:preview",
+    "training.loop:progress_bar",
+    "training.loop:tell_how_to_resume",
+    "training.loop:validation_loss",
     "scheduler:SAMPLERS",
 )
 

@@ -11,7 +11,7 @@ A model checkpoint is a dictionary of plain values and tensors:
     classes      only of a network with labels: the names of the labels 0, 1, ...
     timesteps    only of a student of distill.py: the timesteps that it knows, descending
 
-A training state is another such dictionary, with a format of its own (see lab/runs.py).
+A training state is another such dictionary, with a format of its own (see training/run.py).
 """
 
 import io

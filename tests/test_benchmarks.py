@@ -58,10 +58,10 @@ def test_contestants_train_and_sample(name, image):
 def test_our_step_is_that_of_a_run(image):
     """After the same steps, the benchmark's network has the same weights as train.py's loop."""
     from lab.device import bfloat16_convolutions
-    from lab.recipe import Recipe
-    from lab.runs import Training
 
     from diffusion import training_loss
+    from training.recipe import Recipe
+    from training.run import Training
 
     ours, run = Ours(image, 4, CPU), Training(Recipe(batch_size=4), image)
     for _ in range(2):
@@ -255,7 +255,7 @@ def test_peers_are_none_all_or_those_named():
 
 
 def test_every_prediction_type_can_be_asked_for():
-    from lab.runs import PRED_OPTIONS
+    from training.run import PRED_OPTIONS
 
     for pred in PRED_OPTIONS:
         assert parse_args(["--pred", pred]).pred == pred

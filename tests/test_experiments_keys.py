@@ -124,7 +124,8 @@ def before():
 
 def keys_after(folder, module, edit):
     """Return the keys of a copy of the lab, with the syntax tree of a module edited."""
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("lab/*.py"), *ROOT.glob("experiments/*.py")]:
+    rooms = ("", "lab/", "training/", "experiments/")
+    for path in (path for room in rooms for path in ROOT.glob(f"{room}*.py")):
         (folder / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
         shutil.copy(path, folder / path.relative_to(ROOT))
     path = folder / f"{module.replace('.', '/')}.py"
@@ -154,15 +155,15 @@ def find(tree, name):
         ("lab.data", "to_uint8", IMAGES),
         ("lab.data", "to_model_range", {"training"}),
         ("lab.data", "load_dataset", set()),
-        ("lab.optim", "Muon.step", {"training"}),
-        ("lab.runs", "Run.next_batch", {"training"}),
+        ("training.optim", "Muon.step", {"training"}),
+        ("training.run", "Run.next_batch", {"training"}),
         ("lab.pictures", "make_grid", set()),
         ("lab.classifier", "LeNet.features", {"score"}),
         ("lab.classifier", "train", set()),
         ("metrics", "kid", {"score"}),
         ("metrics", "save_pairs", set()),
-        ("lab.training", "train", {"training"}),
-        ("lab.training", "preview", set()),
+        ("training.loop", "train", {"training"}),
+        ("training.loop", "preview", set()),
         ("experiments.grid", "sample_cell", IMAGES),
         ("experiments.grid", "read_row", set()),
     ],
@@ -175,7 +176,7 @@ def test_edits_of_the_lab(tmp_path, before, module, name, changed):
     assert {result for result in STARTS if after[result] != before[result]} == changed
 
 
-@pytest.mark.parametrize("module", ["diffusion", "scheduler", "unet", "metrics", "lab.training"])
+@pytest.mark.parametrize("module", ["diffusion", "scheduler", "unet", "metrics", "training.loop"])
 def test_no_docstring_and_no_comment_of_the_lab_matters(tmp_path, before, module):
     def edit(tree):
         for node in ast.walk(tree):

@@ -1,6 +1,9 @@
-"""lab/optim.py: learning rate, moving average, Muon and the choice of optimizer."""
+"""training/optim.py: learning rate, moving average, Muon and the choice of optimizer."""
 
-from lab.optim import (
+import pytest
+import torch
+
+from training.optim import (
     Muon,
     ema_decay,
     learning_rate_factor,
@@ -8,10 +11,6 @@ from lab.optim import (
     orthogonalize,
     update_ema,
 )
-
-import pytest
-import torch
-
 from unet import UNet
 
 

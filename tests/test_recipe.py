@@ -1,14 +1,13 @@
-"""lab/recipe.py: densities of the timesteps and weights of the loss, against their formulas."""
+"""training/recipe.py: densities of the timesteps and weights of the loss."""
 
 import math
-
-from lab.recipe import loss_weights, timestep_cdf
 
 import pytest
 import torch
 
 from diffusion import draw_timesteps, training_loss
 from scheduler import DDPMScheduler
+from training.recipe import loss_weights, timestep_cdf
 
 
 def test_loss_weights_make_the_error_of_eps_that_of_v():

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 
-from lab import files, runs, training
+from lab import files
 
 import pytest
 import torch
 from helpers import ROOT, TINY, assert_refused, command
 
+from training import loop
+from training import run as runs
 from unet import UNet
 
 
@@ -83,7 +85,7 @@ def test_a_run_steps_in_bfloat16_and_previews_in_float32(monkeypatch, run_here, 
         monkeypatch.setattr(module, name, wrapper)
 
     spy(runs, "training_loss")
-    spy(training, "sample")
+    spy(loop, "sample")
     done = run_here("train.py", *TINY, "--steps", 1, "--data", data_dir, "--out", "b.pt")
     assert done.returncode == 0
     assert precisions["training_loss"] == "bf16"
@@ -523,9 +525,9 @@ def test_files_that_are_not_the_runs_are_renamed_and_not_lost(run_here, data_dir
 @pytest.mark.slow
 def test_a_failed_preview_costs_nothing(run_here, data_dir, tmp_path, monkeypatch):
     def save_grid(*args, **kwargs):
-        raise training.UserError("cannot write x.png: No space left on device")
+        raise loop.UserError("cannot write x.png: No space left on device")
 
-    monkeypatch.setattr(training, "save_grid", save_grid)
+    monkeypatch.setattr(loop, "save_grid", save_grid)
     done = run_here("train.py", *TINY, "--steps", 2, "--data", data_dir, "--out", "x.pt")
     assert done.returncode == 0 and "note: cannot write x.png" in done.stderr
     assert (tmp_path / "x.pt").exists()

@@ -13,15 +13,15 @@ from lab import checkpoint
 from lab.data import CLASSES, to_model_range
 from lab.distributed import Process
 from lab.errors import UserError, one_line
-from lab.optim import Muon, ema_decay, learning_rate_factor, make_optimizers, update_ema
-from lab.recipe import LABEL_DROPOUT, Recipe, loss_weights, timestep_cdf
-from lab.run_files import STATE_FORMAT, RunFiles
 
 import torch
 from torch import Tensor, nn
 
 from diffusion import training_loss
 from scheduler import PREDICTION_TYPES, DDPMScheduler
+from training.optim import Muon, ema_decay, learning_rate_factor, make_optimizers, update_ema
+from training.recipe import LABEL_DROPOUT, Recipe, loss_weights, timestep_cdf
+from training.run_files import STATE_FORMAT, RunFiles
 from unet import UNet
 
 STATE_KEYS = (

@@ -1,4 +1,4 @@
-"""lab/runs.py: one step of a run, and what it keeps between two steps."""
+"""training/run.py: one step of a run, and what it keeps between two steps."""
 
 import math
 from dataclasses import replace
@@ -6,15 +6,15 @@ from dataclasses import replace
 from lab import checkpoint
 from lab.distributed import Process
 from lab.errors import UserError
-from lab.optim import ema_decay
-from lab.recipe import Recipe
-from lab.run_files import RunFiles
-from lab.runs import Meter, Training, read_state
 
 import pytest
 import torch
 
 from diffusion import training_loss
+from training.optim import ema_decay
+from training.recipe import Recipe
+from training.run import Meter, Training, read_state
+from training.run_files import RunFiles
 
 TINY = Recipe(batch_size=4, channels=8, timesteps=100, steps=20, seed=3)
 

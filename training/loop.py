@@ -18,8 +18,6 @@ from lab.distributed import Process, launch
 from lab.errors import UserError
 from lab.files import only_process
 from lab.pictures import save_grid
-from lab.run_files import RunFiles
-from lab.runs import Meter, Run
 
 import torch
 from torch import Tensor
@@ -27,6 +25,8 @@ from tqdm import tqdm
 
 from diffusion import guided, sample
 from scheduler import DDIMScheduler
+from training.run import Meter, Run
+from training.run_files import RunFiles
 
 Data = tuple[Tensor, Tensor]  # images (N, C, H, W) uint8 and labels (N,) int64
 
