@@ -22,8 +22,10 @@ from benchmarks.__main__ import PARTS, PEERS, parse_args
 from benchmarks.bench import Bench
 from benchmarks.contestants import CONTESTANTS, Ours
 from benchmarks.parts.busy import busy_process
+from benchmarks.parts.scheduler import schedulers, walk
 from benchmarks.processes import Worker, python
 from benchmarks.shares import shares
+from scheduler import DPMSolverMultistepScheduler
 
 CPU = torch.device("cpu")
 
@@ -129,6 +131,18 @@ def test_in_turns_calls_each_work_once_per_round():
     assert calls == list("ababab")
 
 
+def test_a_walk_is_one_sampling_loop_after_another():
+    """Ours and that of diffusers, which loses count if a loop does not begin with set_timesteps."""
+    output, x = torch.randn(2, 2, 1, 4, 4)
+    for scheduler in schedulers(DPMSolverMultistepScheduler).values():
+        steps = walk(scheduler, output, x)
+        first, second = ([next(steps).prev_sample for _ in range(50)] for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        scheduler.set_timesteps(50)
+        alone = scheduler.step(output, scheduler.timesteps[0].item(), x).prev_sample
+        assert torch.equal(first[0], alone)
+
+
 @pytest.mark.slow
 def test_python_returns_the_output_or_says_what_failed():
     assert python("-c", "print(1)") == "1\n"
@@ -202,8 +216,8 @@ def test_a_table_and_its_json(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "x.json").read_text())["rows"]
-    assert len(rows) == 8
-    assert done.stdout.count("\n| ") == 10  # with the head of the table
+    assert len(rows) == 10
+    assert done.stdout.count("\n| ") == 12  # with the head of the table
     for row in rows:
         ours, peer = row["values"]["ours"], row["values"]["diffusers"]
         assert ours > 0
