@@ -1,4 +1,4 @@
-"""The study: what prediction type, number of steps and eta do to the samples.
+"""The study: what prediction type, sampler, number of steps and eta do to the samples.
 
 all experiments:     python study.py
 a first look:        python study.py --quick
@@ -41,6 +41,7 @@ from experiments import (
     interpolation,
     prediction,
     same_noise,
+    samplers,
     setup,
     steps,
     training,
@@ -57,6 +58,7 @@ EXPERIMENTS = {  # in the order of STUDY.md
     "setup": setup,
     "steps": steps,
     "eta": eta,
+    "samplers": samplers,
     "prediction": prediction,
     "same-noise": same_noise,
     "cost": cost,

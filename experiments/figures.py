@@ -1,4 +1,4 @@
-"""What several figures share: the colour of each eta, and panels of images."""
+"""What several figures share: the colour of each eta, estimates with bars, panels of images."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,12 +7,31 @@ from lab.pictures import make_grid, new_figure, save_figure
 
 from torch import Tensor
 
+from experiments.estimates import Estimate
+
 
 def eta_colours(etas: Sequence[float]) -> dict[float, tuple]:
     """Return a colour for each eta, from dark (0) to bright (1)."""
     import matplotlib
 
     return {eta: matplotlib.colormaps["plasma"](0.85 * eta) for eta in etas}
+
+
+def draw_estimates(
+    ax, steps: Sequence[int], estimates: Sequence[Estimate], colour, label: str, fmt: str = "o-"
+) -> None:
+    """Draw a line of estimates against steps. Error bars are two standard errors."""
+    ax.errorbar(
+        steps,
+        [e.mean for e in estimates],
+        [2 * e.se for e in estimates],
+        fmt=fmt,
+        ms=3,
+        lw=1.2,
+        capsize=2,
+        color=colour,
+        label=label,
+    )
 
 
 def draw_panels(

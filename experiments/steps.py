@@ -16,8 +16,8 @@ from lab.pictures import new_figure, save_figure
 
 from experiments.common import Study
 from experiments.estimates import Results
-from experiments.figures import eta_colours
-from experiments.tables import captioned, markdown_table, with_margin, with_se
+from experiments.figures import draw_estimates, eta_colours
+from experiments.tables import best_in_bold, captioned, markdown_table, with_se
 
 TITLE = "Steps and η"
 TABLES = ("best", "steps-frechet", "steps-kid")
@@ -65,12 +65,8 @@ def steps_table(results: Results, label: str, key: str) -> str:
     columns = []
     for steps in results.steps:
         column = [results.estimate(label, steps, eta, key) for eta in results.etas]
-        best = min(e.mean for e in column)
-        tied = all(e.mean == best for e in column)  # after one step no noise has been added
-        columns.append([f"*{results.images(steps):,} × {column[0].runs}*"])
-        for e in column:
-            bold = "**" if e.mean == best and not tied else ""
-            columns[-1].append(f"{bold}{with_margin(e)}{bold}")
+        size = f"*{results.images(steps):,} × {column[0].runs}*"
+        columns.append([size, *best_in_bold(column)])
     names = ["*n × seeds*", *(f"η = {eta:g}" for eta in results.etas)]
     return markdown_table(["steps", *results.steps], zip(names, *columns, strict=True))
 
@@ -102,18 +98,8 @@ def draw_steps(results: Results, reference: dict, path: Path) -> None:
 
 
 def draw_lines(ax, results: Results, label: str, key: str) -> None:
-    """Draw a measure of a model against steps. Error bars are two standard errors."""
+    """Draw a measure of a model against steps."""
     steps = [s for s in results.steps if key == "kid" or results.images(s) == results.n]
     for eta, colour in eta_colours(results.etas).items():
         estimates = [results.estimate(label, s, eta, key) for s in steps]
-        ax.errorbar(
-            steps,
-            [e.mean for e in estimates],
-            [2 * e.se for e in estimates],
-            fmt="o-",
-            ms=3,
-            lw=1.2,
-            capsize=2,
-            color=colour,
-            label=f"η = {eta:g}",
-        )
+        draw_estimates(ax, steps, estimates, colour, f"η = {eta:g}")

@@ -55,6 +55,17 @@ def with_margin(e: Estimate, form: str = ".1f") -> str:
     return f"{number(e.mean, form)} ± {number(e.margin, form)}"
 
 
+def best_in_bold(column: Sequence[Estimate]) -> list[str]:
+    """Return each mean ± its margin. The smallest is bold, unless all are equal.
+
+    Means that differ by rounding only, as those of DDPM and of DDIM at eta = 1, are equal.
+    """
+    best = min(e.mean for e in column)
+    equal = [math.isclose(e.mean, best, rel_tol=1e-4) for e in column]
+    marks = ["**" if is_best and not all(equal) else "" for is_best in equal]
+    return [f"{mark}{with_margin(e)}{mark}" for mark, e in zip(marks, column, strict=True)]
+
+
 def signed(z: float) -> str:
     return number(z, "+.1f")
 

@@ -20,7 +20,7 @@ from experiments.common import LONG, Settings
 from experiments.estimates import Estimate, Results, estimate, quotient, short_names, z_score
 from experiments.grid import SHAPE, Cell, Subject
 from experiments.trainings import SCHEDULES, Schedule, Training, make_trainings, pick
-from scheduler import DDIMScheduler, DDPMScheduler
+from scheduler import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 CPU = torch.device("cpu")
 ALONE = Process(CPU)
@@ -42,7 +42,12 @@ CELL = Cell("x", "0" * 64, "ddim", 5, 1.0, 7, 3)
 
 
 @pytest.mark.parametrize(
-    ("sampler", "eta", "scheduler"), [("ddim", 0.5, DDIMScheduler), ("ddpm", None, DDPMScheduler)]
+    ("sampler", "eta", "scheduler"),
+    [
+        ("ddim", 0.5, DDIMScheduler),
+        ("ddpm", None, DDPMScheduler),
+        ("dpm++", 0.5, DPMSolverMultistepScheduler),
+    ],
 )
 def test_a_cell_is_the_sample_of_its_fields(sampler, eta, scheduler):
     cell = replace(CELL, sampler=sampler, eta=eta)

@@ -111,10 +111,11 @@ def test_a_name_that_is_not_defined_is_an_error(tmp_path):
 STARTS = {
     "ddim": keys.images_of("ddim"),
     "ddpm": keys.images_of("ddpm"),
+    "dpm++": keys.images_of("dpm++"),
     "score": keys.SCORES,
     "training": keys.TRAININGS,
 }
-IMAGES = {"ddim", "ddpm"}
+IMAGES = {"ddim", "ddpm", "dpm++"}
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,8 @@ def find(tree, name):
         ("diffusion", "training_loss", {"training"}),
         ("scheduler", "make_betas", IMAGES | {"training"}),
         ("scheduler", "DDPMScheduler.step", IMAGES | {"training"}),
-        ("scheduler", "DDIMScheduler.step", {"ddim"}),
+        ("scheduler", "DDIMScheduler.step", {"ddim", "dpm++"}),  # which inherits from it
+        ("scheduler", "DPMSolverMultistepScheduler.step", {"dpm++"}),
         ("unet", "UNet.forward", IMAGES | {"training"}),
         ("lab.noise", "image_noise", IMAGES),
         ("lab.data", "to_uint8", IMAGES),

@@ -9,9 +9,10 @@ import pytest
 from helpers import ROOT
 
 import study
-from experiments import copying, cost, eta, prediction, setup, steps, training
+from experiments import copying, cost, eta, prediction, samplers, setup, steps, training
 from experiments.estimates import Estimate, Results
 from experiments.tables import (
+    best_in_bold,
     markdown_table,
     names,
     number,
@@ -41,6 +42,17 @@ def test_numbers():
     assert (number(math.inf), number(-math.inf, "+.1f")) == ("+∞", "−∞")
     assert with_se(Estimate(2, 0.25), ".2f") == "2.00 ± 0.25"
     assert with_margin(Estimate(2, 0.25)) == "2.0 ± 0.7"  # 2 sqrt(2) standard errors
+
+
+@pytest.mark.parametrize(
+    ("means", "bold"),
+    [((2.0, 1.0, 1.01), [1]), ((1.0, 2.0, 1.00001), [0, 2]), ((1.0, 1.00001), []), ((1.0,), [])],
+)
+def test_the_smallest_mean_is_bold(means, bold):
+    """So are all that differ from it by rounding only, but none if all of them do."""
+    cells = best_in_bold([Estimate(mean, 0) for mean in means])
+    assert [i for i, cell in enumerate(cells) if cell.startswith("**")] == bold
+    assert [cell.strip("*") for cell in cells] == [f"{mean:.1f} ± 0.0" for mean in means]
 
 
 # --------------------------------------------------------------------------------- STUDY.md
@@ -140,16 +152,32 @@ def all_tables(grid, trained, trainings):
     }
 
 
+def by_line(rows):
+    """Return the rows of each line of the experiment of samplers."""
+    return {
+        name: Results([r for r in rows if setting(r) == line and r["steps"] in samplers.STEPS])
+        for name, line in samplers.LINES.items()
+    }
+
+
+def setting(row):
+    return row["sampler"], row["eta"]
+
+
 def test_the_tables_of_the_shipped_study_are_those_of_its_rows():
     """No number was typed: only the setup has more than the rows know."""
     rows = read_rows(ROOT / "results" / "results.csv")
     trainings = make_trainings(64_000, 3)
     trained_names = {t.name for t in trainings}
-    grid = Results([row for row in rows if row["model"] not in trained_names])
+    shipped = [row for row in rows if row["model"] not in trained_names]
+    grid = Results([row for row in shipped if row["sampler"] == "ddim"])
     trained = Results([row for row in rows if row["model"] in trained_names])
     assert grid.rows and trained.rows
     tables = all_tables(grid, trained, trainings)
     del tables["setup"], tables["copying"]
+    lines = by_line(shipped)
+    measured = all(line.rows for line in lines.values())  # else the table must be empty
+    tables |= samplers.tables(lines) if measured else {"samplers": ""}
     text = (ROOT / "results" / "STUDY.md").read_text(encoding="utf-8")
     assert set(names(text)) == {n for m in study.EXPERIMENTS.values() for n in m.TABLES}
     assert refresh(text, tables) == (text, [])

@@ -103,10 +103,11 @@ def quick(tiny_checkpoint, tiny_eps_checkpoint, tmp_path_factory, data_dir):
 def test_a_quick_study_writes_what_it_says(quick):
     out, _, printed = quick
     rows = csv_of(out / "results.csv")
-    # two models, three step counts, two etas; 20 steps with two seeds
-    assert len(rows) == 2 * (1 + 1 + 2) * 2
+    # two models; DDIM: three step counts, two etas; 20 steps with two seeds
+    # the other samplers: 5 and 20 steps, DDPM without eta
+    assert len(rows) == 2 * (1 + 1 + 2) * 2 + 2 * (1 + 2) * (1 + 2)
     assert {row["prediction"] for row in rows} == {"v", "ε"}
-    assert {row["sampler"] for row in rows} == {"ddim"}
+    assert {row["sampler"] for row in rows} == {"ddim", "ddpm", "dpm++"}
     for row in rows:
         assert int(row["n"]) == 100 and float(row["frechet_se"]) > 0 and float(row["seconds"]) > 0
         assert {"precision", "commit", "device", "seed", "metrics_key"} <= set(row)
@@ -116,7 +117,16 @@ def test_a_quick_study_writes_what_it_says(quick):
     for row in rows:
         if row["steps"] == "5":
             assert f"{float(row['frechet']):.1f} ± {8**0.5 * float(row['frechet_se']):.1f}" in text
-    for name in ("steps", "images", "agreement", "time", "why-v", "interpolation", "pairs"):
+    for name in (
+        "steps",
+        "samplers",
+        "images",
+        "agreement",
+        "time",
+        "why-v",
+        "interpolation",
+        "pairs",
+    ):
         assert (out / f"{name}.png").stat().st_size > 5000
         assert f"({name}.png)" in text and f"{name}.png" in printed
     assert "changed" not in printed  # there was no text to read again
@@ -141,7 +151,7 @@ def test_an_interrupted_study_goes_on_and_two_processes_make_the_same(quick, run
     out, arguments, _ = quick
     before = {path: path.read_bytes() for path in sorted(out.glob("cells/*.npy"))}
     times = {path: path.stat().st_mtime_ns for path in out.glob("cells/*")}
-    lost = [path for path in before if "-20steps-eta1-n100-seed1" in path.name]
+    lost = [path for path in before if "-ddim-20steps-eta1-n100-seed1" in path.name]
     assert len(lost) == 2
     for path in lost:
         path.with_suffix(".json").unlink()
@@ -152,7 +162,7 @@ def test_an_interrupted_study_goes_on_and_two_processes_make_the_same(quick, run
     lost_files = {p.with_suffix(s) for p in lost for s in (".npy", ".json")}
     for path, modified in times.items():
         assert (path.stat().st_mtime_ns == modified) == (path not in lost_files), path
-    assert len(csv_of(out / "results.csv")) == 16
+    assert len(csv_of(out / "results.csv")) == 34
 
 
 @pytest.mark.slow
@@ -163,10 +173,11 @@ def test_a_run_refreshes_tables_and_names_their_sections(quick, run_here):
     mine = written.replace("## Which η?", "## 2. My heading\n\nMy text.")
     stale = mine.replace("*n × seeds*", "*stale*").replace("Fréchet, η = 0", "stale")
     report.write_text(stale, encoding="utf-8")
-    done = run_here("study.py", "steps", "eta", *arguments)
+    done = run_here("study.py", "steps", "eta", "samplers", *arguments)
     assert done.returncode == 0, done.stderr
     assert report.read_text(encoding="utf-8") == mine
     assert "changed  tables of “Steps and η”" in done.stdout
     assert "changed  tables of “2. My heading”" in done.stdout
+    assert "changed  tables of “Which sampler?”" in done.stdout
     report.write_text(mine.replace("<!-- end -->", "", 1), encoding="utf-8")
     assert_refused(run_here("study.py", "cost", *arguments), "STUDY.md", "end")
