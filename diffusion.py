@@ -70,14 +70,18 @@ def training_loss(
         x0, t, eps = (tensor[share.start : share.stop] for tensor in (x0, t, eps))
 
     x_t = scheduler.add_noise(x0, eps, t)  # sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps
-    if scheduler.prediction_type == "epsilon":
-        target = eps
-    elif scheduler.prediction_type == "v_prediction":
-        target = scheduler.get_velocity(x0, eps, t)
-    else:
-        target = x0
+    target = prediction_target(scheduler, x0, eps, t)
     squared_error = (predict(model, x_t, t) - target).square().flatten(1).mean(1)
     return (loss_weights[t] * squared_error).mean()  # 5: its gradient is the caller's
+
+
+def prediction_target(scheduler: DDPMScheduler, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """Return what the network should predict at x_t: eps, v or x_0, (B, C, H, W)."""
+    if scheduler.prediction_type == "epsilon":
+        return eps
+    if scheduler.prediction_type == "v_prediction":
+        return scheduler.get_velocity(x0, eps, t)
+    return x0
 
 
 def draw_timesteps(cdf: Tensor, n: int, generator: torch.Generator) -> Tensor:

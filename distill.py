@@ -34,9 +34,9 @@ from lab.errors import UserError
 import torch
 from torch import Tensor
 
-from diffusion import Model, draw_timesteps, predict
+from diffusion import Model, draw_timesteps, predict, prediction_target
 from scheduler import DDPMScheduler
-from training.loop import add_options, given_arguments, start, take_over
+from training.loop import add_optimizer_options, add_options, given_arguments, start, take_over
 from training.optim import make_optimizers
 from training.recipe import loss_weights
 from training.run import Run, read_state
@@ -132,12 +132,7 @@ def distillation_loss(
     x0_target = (x_s - r * x_t) / c  # the x_0 that leads from x_t to x_s in one step
     eps_target = (x_t - alpha * x0_target) / sigma
 
-    if scheduler.prediction_type == "epsilon":
-        target = eps_target
-    elif scheduler.prediction_type == "v_prediction":
-        target = alpha * eps_target - sigma * x0_target
-    else:
-        target = x0_target
+    target = prediction_target(scheduler, x0_target, eps_target, t)
     squared_error = (predict(student, x_t, t) - target).square().flatten(1).mean(1)
     return (weights[t] * squared_error).mean()
 
@@ -313,7 +308,7 @@ def teacher_timesteps(
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[str]]:
     """Return the arguments, and the names of those that were given on the command line."""
-    natural, positive = cli.number(int, 1), cli.number(float, 0, open_low=True)
+    natural = cli.number(int, 1)
     p = cli.Parser(__doc__)
     p.set_defaults(**asdict(Recipe()) | {"teacher_steps": None, "dataset": None, "keep": []})
 
@@ -345,22 +340,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
     )
     add_options(where)
 
-    how = p.add_argument_group("how")
-    how.add_argument("--batch-size", type=natural, help="images per step, over all processes")
-    how.add_argument("--lr", type=positive, help="peak learning rate of AdamW in each round")
-    how.add_argument(
-        "--muon-lr",
-        type=cli.number(float, 0, 1e30),
-        help="peak learning rate of Muon in each round (0: AdamW updates all)",
-    )
-    how.add_argument("--warmup", type=natural, help="steps of warm-up in each round")
-    how.add_argument("--clip", type=positive, help="upper bound of the gradient norm")
-    how.add_argument("--ema", type=cli.number(float, 0, 1), help="EMA decay per step")
-    how.add_argument(
-        "--max-weight",
-        type=cli.number(float, 1),
-        help="eps only: upper bound of the loss weight 1/abar (1: unweighted)",
-    )
+    add_optimizer_options(p.add_argument_group("how, in each round"))
 
     args = p.parse_args(argv)
     if args.ckpt is None and args.resume is None:

@@ -25,7 +25,7 @@ from lab import cli
 from lab.data import DATASETS
 
 from scheduler import BETA_SCHEDULES
-from training.loop import add_options, given_arguments, start, take_over
+from training.loop import add_optimizer_options, add_options, given_arguments, start, take_over
 from training.recipe import Recipe
 from training.run import PRED_OPTIONS, Training, read_state
 from training.run_files import STUDENTS, RunFiles
@@ -53,7 +53,7 @@ def main() -> int:
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[str]]:
     """Return the arguments, and the names of those that were given on the command line."""
-    natural, positive = cli.number(int, 1), cli.number(float, 0, open_low=True)
+    natural = cli.number(int, 1)
     p = cli.Parser(__doc__)
     p.set_defaults(**asdict(Recipe()))
 
@@ -100,17 +100,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
     )
 
     how = p.add_argument_group("how")
-    how.add_argument("--batch-size", type=natural, help="images per step, over all processes")
-    how.add_argument("--lr", type=positive, help="peak learning rate of AdamW")
-    how.add_argument(
-        "--muon-lr",
-        type=cli.number(float, 0, 1e30),
-        help="peak learning rate of Muon, which updates the hidden weight matrices "
-        "(0: AdamW updates all)",
-    )
-    how.add_argument("--warmup", type=natural, help="steps of warm-up, at most a fifth of the run")
-    how.add_argument("--clip", type=positive, help="upper bound of the gradient norm")
-    how.add_argument("--ema", type=cli.number(float, 0, 1), help="EMA decay per step")
+    add_optimizer_options(how)
     how.add_argument(
         "--density",
         choices=("lognormal", "uniform"),
@@ -120,11 +110,6 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
         "--low-noise",
         type=cli.number(float, 0, 1),
         help="lognormal only: share of the images with log-SNR from N(5, 2^2) instead",
-    )
-    how.add_argument(
-        "--max-weight",
-        type=cli.number(float, 1),
-        help="eps only: upper bound of the loss weight 1/abar (1: unweighted)",
     )
     how.add_argument("--channels", type=cli.number(int, 2, 1024), help="width of the UNet, even")
     how.add_argument("--schedule", choices=BETA_SCHEDULES, help="noise schedule")

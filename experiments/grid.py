@@ -99,6 +99,8 @@ def load_subjects(
         model, contents = load_model(path, device)
         if tuple(contents["image_shape"]) != SHAPE:
             raise UserError(f"{path} makes images of {contents['image_shape']}, not of {SHAPE}")
+        if "timesteps" in contents:
+            raise UserError(f"{path} is a student of distill.py: it has one number of steps only")
         sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         if any(sha256 == other.sha256 for other in subjects):
             raise UserError(f"{path} is among the checkpoints twice")

@@ -10,6 +10,7 @@ A model checkpoint is a dictionary of plain values and tensors:
     training     how it was made: the script and its arguments, step, images, elapsed (seconds)
     classes      only of a network with labels: the names of the labels 0, 1, ...
     timesteps    only of a student of distill.py: the timesteps that it knows, descending
+    teacher      only of a student: the entry "training" of its first teacher
 
 A training state is another such dictionary, with a format of its own (see training/run.py).
 """
@@ -118,6 +119,8 @@ def build_model(contents: dict, path: str | Path, device: torch.device | str = "
         scheduler = DDPMScheduler(**contents["scheduler"])
         if "timesteps" in contents:
             scheduler.set_timesteps(timesteps=contents["timesteps"])
+        elif "teacher" in contents:
+            raise ValueError("it is a student of distill.py without its timesteps")
         check_classes(contents)
         check_image_shape(contents["image_shape"], unet)
         if not all(w.isfinite().all() for w in weights.values()):

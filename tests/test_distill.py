@@ -280,3 +280,17 @@ def test_bad_arguments_of_distill(run_here, arguments, words):
 def test_more_steps_than_timesteps_are_refused(tiny_checkpoint, run_here, data_dir):
     arguments = ("--ckpt", tiny_checkpoint, "--teacher-steps", 128, "--data", data_dir)
     assert_refused(run_here("distill.py", *arguments, "--out", "x.pt"), "--teacher-steps 128")
+
+
+@pytest.mark.slow
+def test_a_student_without_its_timesteps_is_refused(distilled, run_here, tmp_path):
+    """And the study, which needs every number of steps, takes no student."""
+    contents = torch.load(distilled / "x-2steps.pt", weights_only=True)
+    for wrong in ([99, 99], [49, 99], [100, 49], [], "99", [99.5, 49]):
+        torch.save(contents | {"timesteps": wrong}, tmp_path / "bad.pt")
+        assert_refused(run_here("infer.py", "--ckpt", "bad.pt"), "bad.pt")
+    del contents["timesteps"]
+    torch.save(contents, tmp_path / "bad.pt")
+    assert_refused(run_here("infer.py", "--ckpt", "bad.pt"), "without its timesteps")
+    student = distilled / "x-2steps.pt"
+    assert_refused(run_here("study.py", "--ckpt", student, "--out", "s"), "student of distill.py")

@@ -246,6 +246,27 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     )
 
 
+def add_optimizer_options(group: argparse._ArgumentGroup) -> None:
+    """Add the options of the recipe that both scripts have."""
+    natural, positive = cli.number(int, 1), cli.number(float, 0, open_low=True)
+    group.add_argument("--batch-size", type=natural, help="images per step, over all processes")
+    group.add_argument("--lr", type=positive, help="peak learning rate of AdamW")
+    group.add_argument(
+        "--muon-lr",
+        type=cli.number(float, 0, 1e30),
+        help="peak learning rate of Muon, which updates the hidden weight matrices "
+        "(0: AdamW updates all)",
+    )
+    group.add_argument("--warmup", type=natural, help="steps of warm-up, at most a fifth of all")
+    group.add_argument("--clip", type=positive, help="upper bound of the gradient norm")
+    group.add_argument("--ema", type=cli.number(float, 0, 1), help="EMA decay per step")
+    group.add_argument(
+        "--max-weight",
+        type=cli.number(float, 1),
+        help="eps only: upper bound of the loss weight 1/abar (1: unweighted)",
+    )
+
+
 def given_arguments(parser: cli.Parser, argv: list[str] | None) -> set[str]:
     """Return the names of the arguments that were given on the command line."""
     nothing = {action.dest: None for action in parser._actions}
