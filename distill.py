@@ -72,11 +72,13 @@ def main() -> int:
         out = args.resume.removesuffix(f"{STUDENTS}.state.pt") + ".pt"
         note = take_over(args, given, state, parse_args, out)
         source = state.get("source")
+        if not isinstance(source, dict):
+            raise UserError(f"{args.resume} does not hold its first teacher")
     else:
         source = load_model(args.ckpt)[1]
-        args.dataset = args.dataset or source["training"]["args"]["dataset"]
-        args.teacher_steps = args.teacher_steps or len(source.get("timesteps", range(64)))
         args.out = args.out or args.ckpt
+    args.dataset = args.dataset or dataset_of(source, args.ckpt)
+    args.teacher_steps = args.teacher_steps or len(source.get("timesteps", range(64)))
     recipe = Recipe(**{name: getattr(args, name) for name in RECIPE})
     options = {k: v for k, v in vars(args).items() if k not in (*RECIPE, "out", "resume")}
 
@@ -86,6 +88,18 @@ def main() -> int:
     out = Path(args.out)
     files = RunFiles(out.with_stem(f"{out.stem}{STUDENTS}"), Path(args.samples))
     return start(make_run, args, options, files, state, [note])
+
+
+def dataset_of(contents: dict, path: str) -> str:
+    """Return the data set that a checkpoint has learned.
+
+    Raises:
+        UserError: it does not say so.
+    """
+    try:
+        return contents["training"]["args"]["dataset"]
+    except (KeyError, TypeError):
+        raise UserError(f"{path} does not say what it has learned: give --dataset") from None
 
 
 # ----------------------------------------------------------- Algorithm 2 of Salimans & Ho 2022

@@ -294,3 +294,29 @@ def test_a_student_without_its_timesteps_is_refused(distilled, run_here, tmp_pat
     assert_refused(run_here("infer.py", "--ckpt", "bad.pt"), "without its timesteps")
     student = distilled / "x-2steps.pt"
     assert_refused(run_here("study.py", "--ckpt", student, "--out", "s"), "student of distill.py")
+
+
+def test_a_teacher_that_does_not_say_what_it_has_learned(tiny_checkpoint, run_here, tmp_path):
+    contents = torch.load(tiny_checkpoint, weights_only=True)
+    for training in ({}, {"args": None}, None):
+        torch.save(contents | {"training": training}, tmp_path / "bad.pt")
+        assert_refused(run_here("distill.py", "--ckpt", "bad.pt"), "bad.pt", "--dataset")
+
+
+@pytest.mark.slow
+def test_damaged_states_of_a_distillation_are_refused(distilled, run_here, tmp_path):
+    state = torch.load(distilled / "x-students.state.pt", weights_only=True)
+    source, recipe = state["source"], state["recipe"]
+    for change in (
+        {"source": None},
+        {"source": {}},
+        {"source": source | {"timesteps": [3, 2, 1]}},
+        {"source": source | {"image_shape": (1, 14, 14)}},
+        {"recipe": recipe | {"teacher_steps": 7}},
+        {"recipe": recipe | {"updates": -1}},
+        {"recipe": recipe | {"student_steps": 8}},
+        {"teacher": {}},
+    ):
+        torch.save(state | change, tmp_path / "x-students.state.pt")
+        done = run_here("distill.py", "--resume", "x-students.state.pt")
+        assert_refused(done, "x-students.state.pt" if "teacher" not in change else "does not fit")
