@@ -1,6 +1,6 @@
-"""Distil a model into students that sample in 32, 16, ..., 2 and 1 steps.
+"""Distil a model into students that sample in 16, 8, 4, 2 and 1 steps.
 
-from 64 steps to 1:  python distill.py --ckpt checkpoints/mnist-v.pt
+from 32 steps to 1:  python distill.py --ckpt checkpoints/mnist-v.pt
 then sample:         python infer.py --ckpt checkpoints/mnist-v-4steps.pt
 several GPUs:        torchrun --nproc-per-node=8 distill.py --ckpt checkpoints/mnist-v.pt
 after a stop:        python distill.py --resume checkpoints/mnist-v-students.state.pt
@@ -9,7 +9,7 @@ This is progressive distillation (Salimans & Ho 2022, arXiv:2202.00512, algorith
 a student learns to do in one step of DDIM (eta = 0) what its teacher does in two. It starts as a
 copy of its teacher, and it is the teacher of the next round.
 
-Of a checkpoint v.pt it writes the students v-32steps.pt, ..., v-2steps.pt, v-1step.pt. Each of them
+Of a checkpoint v.pt it writes the students v-16steps.pt, ..., v-2steps.pt, v-1step.pt. Each of them
 knows its timesteps: infer.py needs no other argument. It also writes v-students.state.pt (for
 --resume), v-students.jsonl (the log), v-students.png (the loss curve) and a sample grid of each
 student. Ctrl-C saves and exits.
@@ -47,9 +47,9 @@ from training.run_files import STUDENTS, RunFiles
 class Recipe:
     """All that decides the weights of the students, besides the teacher."""
 
-    teacher_steps: int = 64
+    teacher_steps: int = 32
     student_steps: int = 1
-    updates: int = 1500
+    updates: int = 800
     batch_size: int = 64
     lr: float = 1e-3
     muon_lr: float = 0.005
@@ -78,7 +78,7 @@ def main() -> int:
         source = load_model(args.ckpt)[1]
         args.out = args.out or args.ckpt
     args.dataset = args.dataset or dataset_of(source, args.ckpt)
-    args.teacher_steps = args.teacher_steps or len(source.get("timesteps", range(64)))
+    args.teacher_steps = args.teacher_steps or len(source.get("timesteps", range(32)))
     recipe = Recipe(**{name: getattr(args, name) for name in RECIPE})
     options = {k: v for k, v in vars(args).items() if k not in (*RECIPE, "out", "resume")}
 
@@ -181,8 +181,7 @@ class Distillation(Run):
     becomes the teacher, and the new student starts as a copy of it.
 
     Args:
-        recipe: what decides the weights. A round takes `recipe.updates` steps, and twice as many
-            for a student of 2 or 1 steps, as in the paper.
+        recipe: what decides the weights.
         images, labels: the training set, as in `Run`.
         source: the contents of the checkpoint of the first teacher.
         path: its file, for errors.
@@ -208,7 +207,7 @@ class Distillation(Run):
         self.all_timesteps = teacher_timesteps(scheduler, recipe, source.get("timesteps"), path)
         rounds = (recipe.teacher_steps // recipe.student_steps).bit_length() - 1
         self.sizes = [recipe.teacher_steps >> k for k in range(1, rounds + 1)]
-        self.ends = list(accumulate(recipe.updates * (2 if n <= 2 else 1) for n in self.sizes))
+        self.ends = list(accumulate(recipe.updates * length(n) for n in self.sizes))
         model.train().requires_grad_(True)
         super().__init__(recipe, images, labels, scheduler, model, self.ends[-1])
         weights = loss_weights(
@@ -290,6 +289,15 @@ class Distillation(Run):
         return note
 
 
+def length(steps: int) -> int:
+    """Return how long the round of a student of this many steps is, in units of `updates`.
+
+    The fewer steps, the more a student has to learn: 1 for 16 and more, 2 for 8, ..., 5 for one.
+    (The paper takes twice as many updates for 2 steps and 1 as before.)
+    """
+    return max(1, 5 - (steps.bit_length() - 1))
+
+
 def teacher_timesteps(
     scheduler: DDPMScheduler, recipe: Recipe, known: list[int] | None, path: str
 ) -> Tensor:
@@ -331,11 +339,13 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
     main.add_argument(
         "--teacher-steps",
         type=cli.number(int, 2, 2**16),
-        help="steps of the first teacher (default: 64; a student's own)",
+        help="steps of the first teacher (default: 32; a student's own)",
     )
     main.add_argument("--student-steps", type=natural, help="steps of the last student")
     main.add_argument(
-        "--updates", type=natural, help="optimizer steps per round; twice as many for 2 steps and 1"
+        "--updates",
+        type=natural,
+        help="optimizer steps of a round for 16 steps or more; 2 to 5 times that for 8, 4, 2, 1",
     )
     main.add_argument("--seed", type=cli.number(int, 0, 2**31), help="seed of t and of the noise")
     main.add_argument(
@@ -347,7 +357,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
         "--out",
         type=cli.output_file(".pt"),
         metavar="FILE.pt",
-        help="the students are FILE-32steps.pt and so on (default: as --ckpt)",
+        help="the students are FILE-16steps.pt and so on (default: as --ckpt)",
     )
     where.add_argument(
         "--dataset", choices=DATASETS, help="what the teacher has learned (default: it knows)"
@@ -361,7 +371,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
         p.error("--ckpt FILE.pt is needed: the teacher")
     if args.resume is not None and not args.resume.endswith(f"{STUDENTS}.state.pt"):
         p.error(f"--resume {args.resume} does not end in {STUDENTS}.state.pt")
-    steps = args.teacher_steps or 64
+    steps = args.teacher_steps or 32
     ratio, rest = divmod(steps, args.student_steps)
     if args.teacher_steps and (rest or ratio < 2 or ratio & (ratio - 1)):
         p.error(
