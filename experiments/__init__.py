@@ -15,6 +15,7 @@ and study.py lists it. `run` leaves out a table that the settings of the study d
     tables.py      tables in markdown, and the markers in STUDY.md
     figures.py     what several figures share
     grid.py        cells: sampling, scoring, and what is kept of them
+    variances.py   two further samplers: the large and the optimal variance of DDPM
     trainings.py   the study's own trainings
     common.py      what every experiment is given
 """

@@ -5,20 +5,39 @@ the ratio of the two Fréchet distances is compared with the ratio of the FIDs i
 paper (Song et al. 2021, CIFAR-10). Above 1, noise harms. The ratio of the study's own short
 trainings shows whether the length of the training matters; z is the difference of the two ratios.
 
-Writes a table of the duels and a table of the ratios.
+Two more variances of the noise have the mean of η = 1 (see variances.py): σ̂² = β, the last row of
+that table 1, and σ*², the optimal variance of Analytic-DPM (Bao et al. 2022). They are compared
+with every η of the grid from 5 steps on, the optimal one up to 50 steps. The figure has the η that
+they amount to at each timestep, η* = σ*² / β̃ and β / β̃.
+
+Writes a table of the duels, one of the ratios, one of the variances, and eta-star.png.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from lab.data import load_dataset
+from lab.distributed import Process
+from lab.pictures import new_figure, save_figure
+
+import torch
+from torch import Tensor
 
 from experiments.common import Study
 from experiments.duels import duel_table
 from experiments.estimates import Estimate, Results, quotient, z_score
-from experiments.tables import captioned, markdown_table, signed, with_se
+from experiments.grid import Subject, make_cells
+from experiments.tables import best_in_bold, captioned, markdown_table, signed, with_se
 from experiments.trainings import ETAS, SCHEDULES, STEPS, Training, estimate_of, pick
+from experiments.variances import OptimalVariance
 
 TITLE = "Which η?"
-TABLES = ("eta-duels", "eta-ratios")
-FIGURES = {}
+TABLES = ("eta-duels", "eta-ratios", "eta-variances")
+FIGURES = {"eta-star.png": "The optimal η at each timestep"}
+
+VARIANCES = {"σ̂": "ddpm-large", "σ*": "ddpm-optimal"}  # the names of rows, and their samplers
+FEWEST, MOST = 5, 50  # steps: from FEWEST on for the large variance, up to MOST for the optimal one
 
 # Song et al. 2021, table 1: FID on CIFAR-10 at their eta = 0 and 1, which are also this lab's.
 PAPER = {
@@ -31,17 +50,20 @@ PAPER = {
 
 
 def run(study: Study) -> dict[str, str]:
-    """Return the tables."""
+    """Draw the figure and return the tables."""
     results = study.grid()
     trainings = pick(study.trainings, schedule=SCHEDULES[0], density="lognormal")
     trained = study.trained(trainings) if trainings else None
+    variances = measure_variances(study)
     low, high = study.extremes
-    if not study.process.is_first or low == high:
+    if not study.process.is_first:
         return {}
-    duels = {"eta-duels": duels_table(results, low, high)}
-    if (low, high) != (0, 1) or not PAPER.keys() & set(results.steps):
-        return duels
-    return duels | {"eta-ratios": ratios_table(results, trainings, trained)}
+    tables = {"eta-variances": variances_tables(results, variances)} if variances else {}
+    if low < high:
+        tables["eta-duels"] = duels_table(results, low, high)
+    if (low, high) == (0, 1) and PAPER.keys() & set(results.steps):
+        tables["eta-ratios"] = ratios_table(results, trainings, trained)
+    return tables
 
 
 def duels_table(results: Results, low: float, high: float) -> str:
@@ -77,3 +99,101 @@ def ratios_table(results: Results, trainings: Sequence[Training], trained: Resul
             name = f"z, {results.names[label]} here against that"
             rows.append([name, *(z.get(s, "") for s in common)])
     return markdown_table(["steps", *common], rows)
+
+
+# ------------------------------------------------------------------------------ other variances
+
+
+def measure_variances(study: Study) -> dict[str, Results]:
+    """Sample with the large and with the optimal variance, and draw the figure.
+
+    Returns:
+        The results of each of VARIANCES; an empty dictionary if all cells have too few steps.
+    """
+    s, process = study.settings, study.process
+    steps = [n for n in s.steps if n >= FEWEST]
+    few = [n for n in steps if n <= MOST]
+    images = load_dataset("mnist", "train", s.data_dir)[0][: s.n].to(process.device)
+    informed = [with_x0_errors(subject, images, few, process) for subject in study.subjects]
+    results = {}
+    for name, subjects, some in (("σ̂", study.subjects, steps), ("σ*", informed, few)):
+        cells = make_cells(subjects, some, [None], s.images, s.repetitions, VARIANCES[name])
+        results[name] = study.measure(cells, subjects)
+    if process.is_first and few:
+        draw_eta_star(informed, few, study.out / "eta-star.png")
+    return results if steps else {}
+
+
+def with_x0_errors(
+    subject: Subject, images: Tensor, steps: Sequence[int], process: Process
+) -> Subject:
+    """Return a subject whose config is that of `OptimalVariance`, for these numbers of steps.
+
+    Every process measures the errors at its share of the timesteps.
+
+    Args:
+        images: (N, 1, 28, 28) uint8, on the device of the process.
+    """
+    scheduler, visited = subject.scheduler(), set()
+    for n in steps:
+        scheduler.set_timesteps(n)
+        visited |= set(scheduler.timesteps.tolist())
+    timesteps = sorted(visited)
+    errors = torch.zeros(len(timesteps), dtype=torch.float64)
+    for i in process.share(len(timesteps)):
+        errors[i] = OptimalVariance.x0_error(subject.model, scheduler, images, timesteps[i])
+    process.sum(errors)  # the errors of other processes are 0
+    x0_errors = dict(zip(timesteps, errors.tolist(), strict=True))
+    config = subject.contents["scheduler"] | {"x0_errors": x0_errors}
+    return replace(subject, contents=subject.contents | {"scheduler": config})
+
+
+def variances_tables(grid: Results, variances: Mapping[str, Results]) -> str:
+    """Return Fréchet distance and KID of each model."""
+    return "\n\n".join(
+        captioned(f"{name}, {grid.title(label)}", variances_table(grid, variances, label, key))
+        for key, name in (("frechet", "Fréchet distance"), ("kid", "KID"))
+        for label in grid.symbols
+    )
+
+
+def variances_table(grid: Results, variances: Mapping[str, Results], label: str, key: str) -> str:
+    """Return a measure of a model: one row per eta and variance, one column per step count."""
+    columns, all_steps = [], variances["σ̂"].steps
+    for steps in all_steps:
+        column = [grid.estimate(label, steps, eta, key) for eta in grid.etas]
+        for results in variances.values():
+            column += [results.estimate(label, steps, None, key)] if steps in results.steps else []
+        cells = best_in_bold(column)
+        missing = [""] * (len(grid.etas) + len(variances) - len(cells))
+        columns.append([f"*{grid.images(steps):,} × {column[0].runs}*", *cells, *missing])
+    names = ["*n × seeds*", *(f"η = {eta:g}" for eta in grid.etas), *variances]
+    return markdown_table(["steps", *all_steps], zip(names, *columns, strict=True))
+
+
+def draw_eta_star(subjects: Sequence[Subject], steps: Sequence[int], path: Path) -> None:
+    """Draw the eta of the optimal and of the large variance against t, one line per step count.
+
+    Args:
+        subjects: as returned by `with_x0_errors`.
+    """
+    figure, axes = new_figure(1, len(subjects), 4.6 * len(subjects), 3.8)
+    ticks = (1, 1.2, 1.5, 2, 3, 4)
+    for ax, subject in zip(axes[0], subjects, strict=True):
+        scheduler = OptimalVariance(**subject.contents["scheduler"])
+        for i, n in enumerate(steps):
+            scheduler.set_timesteps(n)
+            t = scheduler.timesteps.tolist()[:-1]  # the last step adds no noise
+            small, optimal, large = zip(*map(scheduler.variances, t), strict=True)
+            for variance, style, name in ((optimal, "o-", f"{n} steps"), (large, ":", None)):
+                eta = [a / b for a, b in zip(variance, small, strict=True)]
+                ax.plot(t, eta, style, ms=3, lw=1.2, color=f"C{i}", label=name)
+        ax.axhline(1, color="grey", ls="--", lw=1)
+        ax.plot([], [], ":", color="grey", label="σ̂")
+        ax.set(yscale="log", xlabel="t", title=subject.title)
+        ax.set_yticks(ticks, ticks)
+        ax.set_yticks([], minor=True)
+        ax.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("η = variance of the noise / β̃")
+    axes[0, 0].legend(fontsize=8)
+    save_figure(figure, path)

@@ -31,7 +31,8 @@ from tqdm import tqdm
 import metrics
 from diffusion import Model, sample
 from experiments.keys import ROOT, images_key, metrics_key
-from scheduler import PREDICTION_TYPES, SAMPLERS, DDIMScheduler
+from experiments.variances import SAMPLERS
+from scheduler import PREDICTION_TYPES, DDIMScheduler
 
 SHAPE = (1, 28, 28)  # the images that metrics.py scores
 
@@ -70,7 +71,7 @@ class Cell:
 
     model: str  # the label of the subject
     sha256: str  # of its checkpoint
-    sampler: str  # a key of scheduler.SAMPLERS
+    sampler: str  # a key of experiments.variances.SAMPLERS
     steps: int
     eta: float | None  # None for a sampler that has no eta
     n: int

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from lab.classifier import WEIGHTS
 
+from experiments.variances import VARIANTS
+
 ROOT = Path(__file__).resolve().parent.parent
 
 SCORES = ("metrics:score",)
@@ -33,19 +35,21 @@ PLUMBING = (
     "lab.errors",
     "lab.files",
     "lab.pictures",
-    "training.run_files",
-    "training.run:Meter",
+    "experiments.variances:SAMPLERS",
     "training.loop:preview",
     "training.loop:progress_bar",
     "training.loop:tell_how_to_resume",
     "training.loop:validation_loss",
+    "training.run:Meter",
+    "training.run_files",
     "scheduler:SAMPLERS",
 )
 
 
 def images_of(sampler: str) -> tuple[str, ...]:
     """Return where the code of a sampler's images starts."""
-    return "experiments.grid:sample_cell", "unet:UNet", f"scheduler:SAMPLERS[{sampler}]"
+    table = "experiments.variances:VARIANTS" if sampler in VARIANTS else "scheduler:SAMPLERS"
+    return "experiments.grid:sample_cell", "unet:UNet", f"{table}[{sampler}]"
 
 
 def images_key(sampler: str, device_type: str) -> str:

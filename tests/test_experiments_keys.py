@@ -112,10 +112,12 @@ STARTS = {
     "ddim": keys.images_of("ddim"),
     "ddpm": keys.images_of("ddpm"),
     "dpm++": keys.images_of("dpm++"),
+    "ddpm-large": keys.images_of("ddpm-large"),
+    "ddpm-optimal": keys.images_of("ddpm-optimal"),
     "score": keys.SCORES,
     "training": keys.TRAININGS,
 }
-IMAGES = {"ddim", "ddpm", "dpm++"}
+IMAGES = {"ddim", "ddpm", "dpm++", "ddpm-large", "ddpm-optimal"}
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +157,7 @@ def find(tree, name):
         ("unet", "UNet.forward", IMAGES | {"training"}),
         ("lab.noise", "image_noise", IMAGES),
         ("lab.data", "to_uint8", IMAGES),
-        ("lab.data", "to_model_range", {"training"}),
+        ("lab.data", "to_model_range", {"training", "ddpm-optimal"}),  # which knows real images
         ("lab.data", "load_dataset", set()),
         ("training.optim", "Muon.step", {"training"}),
         ("training.run", "Run.next_batch", {"training"}),
@@ -168,6 +170,10 @@ def find(tree, name):
         ("training.loop", "preview", set()),
         ("experiments.grid", "sample_cell", IMAGES),
         ("experiments.grid", "read_row", set()),
+        ("experiments.variances", "large_variance", {"ddpm-large"}),
+        ("experiments.variances", "OptimalVariance.step", {"ddpm-optimal"}),
+        ("experiments.variances", "OptimalVariance.x0_error", {"ddpm-optimal"}),
+        ("experiments.eta", "with_x0_errors", set()),
     ],
 )
 def test_edits_of_the_lab(tmp_path, before, module, name, changed):

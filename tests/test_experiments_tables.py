@@ -135,7 +135,7 @@ def read_rows(path):
         return [{c: typed(c, value) for c, value in row.items()} for row in csv.DictReader(file)]
 
 
-def all_tables(grid, trained, trainings):
+def all_tables(grid, trained, trainings, variances):
     """Return every table that depends on nothing but the rows of cells."""
     base = pick(trainings, schedule=SCHEDULES[0], density="lognormal")
     best = {label: grid.at(label, *grid.best(label))[0] for label in grid.symbols}
@@ -143,6 +143,7 @@ def all_tables(grid, trained, trainings):
         **steps.tables(grid),
         "eta-duels": eta.duels_table(grid, 0.0, 1.0),
         "eta-ratios": eta.ratios_table(grid, base, trained),
+        "eta-variances": eta.variances_tables(grid, variances) if variances else "",
         "prediction-duels": prediction.duels_table(grid, (0.0, 1.0)),
         "prediction-one-step": prediction.one_step_table(grid),
         "cost": cost.cost_table(grid),
@@ -173,7 +174,12 @@ def test_the_tables_of_the_shipped_study_are_those_of_its_rows():
     grid = Results([row for row in shipped if row["sampler"] == "ddim"])
     trained = Results([row for row in rows if row["model"] in trained_names])
     assert grid.rows and trained.rows
-    tables = all_tables(grid, trained, trainings)
+    variances = {
+        name: Results([row for row in shipped if row["sampler"] == sampler])
+        for name, sampler in eta.VARIANCES.items()
+    }
+    measured = all(results.rows for results in variances.values())  # else the table is empty
+    tables = all_tables(grid, trained, trainings, variances if measured else {})
     del tables["setup"], tables["copying"]
     lines = by_line(shipped)
     measured = all(line.rows for line in lines.values())  # else the table must be empty
@@ -206,6 +212,11 @@ def test_images_that_are_all_the_same_break_no_table(value, other):
     rows = flat_rows({"a": "v"}, (1, 10, 50), value) + flat_rows({"b": "ε"}, (1, 10, 50), other)
     trainings = make_trainings(640, 2)
     trained = Results(flat_rows({t.name: "v" for t in trainings}, (10, 50), value))
-    tables = all_tables(Results(rows), trained, trainings)
+    several = [row | {"eta": None} for row in rows if row["steps"] > 1 and row["eta"] == 0]
+    variances = {
+        name: Results([row | {"sampler": sampler} for row in several])
+        for name, sampler in eta.VARIANCES.items()
+    }
+    tables = all_tables(Results(rows), trained, trainings, variances)
     assert all("nan" not in table and "inf" not in table for table in tables.values())
     assert ("−∞" in tables["prediction-duels"]) == (value != other)

@@ -104,10 +104,11 @@ def test_a_quick_study_writes_what_it_says(quick):
     out, _, printed = quick
     rows = csv_of(out / "results.csv")
     # two models; DDIM: three step counts, two etas; 20 steps with two seeds
-    # the other samplers: 5 and 20 steps, DDPM without eta
-    assert len(rows) == 2 * (1 + 1 + 2) * 2 + 2 * (1 + 2) * (1 + 2)
+    # the other samplers: 5 and 20 steps; DPM-Solver++ with two etas, DDPM's three variances without
+    assert len(rows) == 2 * (1 + 1 + 2) * 2 + 2 * (1 + 2) * (2 + 3)
     assert {row["prediction"] for row in rows} == {"v", "ε"}
-    assert {row["sampler"] for row in rows} == {"ddim", "ddpm", "dpm++"}
+    samplers = {"ddim", "ddpm", "dpm++", "ddpm-large", "ddpm-optimal"}
+    assert {row["sampler"] for row in rows} == samplers
     for row in rows:
         assert int(row["n"]) == 100 and float(row["frechet_se"]) > 0 and float(row["seconds"]) > 0
         assert {"precision", "commit", "device", "seed", "metrics_key"} <= set(row)
@@ -119,6 +120,7 @@ def test_a_quick_study_writes_what_it_says(quick):
             assert f"{float(row['frechet']):.1f} ± {8**0.5 * float(row['frechet_se']):.1f}" in text
     for name in (
         "steps",
+        "eta-star",
         "samplers",
         "images",
         "agreement",
@@ -162,7 +164,12 @@ def test_an_interrupted_study_goes_on_and_two_processes_make_the_same(quick, run
     lost_files = {p.with_suffix(s) for p in lost for s in (".npy", ".json")}
     for path, modified in times.items():
         assert (path.stat().st_mtime_ns == modified) == (path not in lost_files), path
-    assert len(csv_of(out / "results.csv")) == 34
+    # two models; DDIM: three step counts, two etas; 20 steps with two seeds
+    # the other samplers: 5 and 20 steps; DPM-Solver++ with two etas, DDPM's three variances without
+    assert len(rows) == 2 * (1 + 1 + 2) * 2 + 2 * (1 + 2) * (2 + 3)
+    assert {row["prediction"] for row in rows} == {"v", "ε"}
+    samplers = {"ddim", "ddpm", "dpm++", "ddpm-large", "ddpm-optimal"}
+    assert {row["sampler"] for row in rows} == samplers
 
 
 @pytest.mark.slow
