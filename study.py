@@ -38,8 +38,10 @@ from experiments import (
     copying,
     cost,
     eta,
+    exact,
     interpolation,
     prediction,
+    ranges,
     same_noise,
     samplers,
     setup,
@@ -66,6 +68,8 @@ EXPERIMENTS = {  # in the order of STUDY.md
     "interpolation": interpolation,
     "copying": copying,
     "training": training,
+    "exact": exact,
+    "ranges": ranges,
 }
 CHECKPOINTS = ("checkpoints/mnist-v.pt", "checkpoints/mnist-eps.pt")
 FULL = {

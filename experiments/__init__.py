@@ -17,5 +17,6 @@ and study.py lists it. `run` leaves out a table that the settings of the study d
     grid.py        cells: sampling, scoring, and what is kept of them
     variances.py   two further samplers: the large and the optimal variance of DDPM
     trainings.py   the study's own trainings
+    denoiser.py    the exact denoiser, a model without a network, and mixtures of two models
     common.py      what every experiment is given
 """

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import metrics
 from diffusion import Model, sample
-from experiments.keys import ROOT, images_key, metrics_key
+from experiments.keys import NETWORK, ROOT, images_key, metrics_key
 from experiments.variances import SAMPLERS
 from scheduler import PREDICTION_TYPES, DDIMScheduler
 
@@ -46,6 +46,7 @@ class Subject:
     sha256: str
     model: Model
     contents: dict  # of its checkpoint
+    code: tuple[str, ...] = NETWORK  # where the code of the model starts, see keys.py
 
     @property
     def symbol(self) -> str:
@@ -185,7 +186,7 @@ def run_cells(
         The row of every cell, on the first process; an empty list on the others.
     """
     by_label, warm = {subject.label: subject for subject in subjects}, set()
-    kept = process.agree([is_kept(folder, cell, process) for cell in cells])
+    kept = process.agree([is_kept(folder, cell, by_label[cell.model], process) for cell in cells])
     costs = [cell.n * cell.steps for cell in cells]
     with tqdm(
         total=sum(costs),
@@ -206,9 +207,10 @@ def run_cells(
                 warm.add(cell.model)
             pixels, seconds = sample_cell(cell, subject, process, batch_size, bar.update)
             if process.is_first:
-                facts = {"prediction": subject.symbol, "seconds": seconds}
+                key = images_key(cell.sampler, process.device.type, subject.code)
+                facts = {"images_key": key, "prediction": subject.symbol, "seconds": seconds}
                 facts |= {"images_per_s": cell.n / seconds} | describe(process)
-                keep(folder, cell, pixels, facts, process, data_dir)
+                keep(folder, cell, pixels, facts, data_dir)
     return [read_row(folder, cell, data_dir) for cell in cells] if process.is_first else []
 
 
@@ -235,22 +237,19 @@ def describe(process: Process) -> dict:
 # --------------------------------------------------------------------------------- kept cells
 
 
-def is_kept(folder: Path, cell: Cell, process: Process) -> bool:
+def is_kept(folder: Path, cell: Cell, subject: Subject, process: Process) -> bool:
     """Return whether the images of a cell are there, made by the code of today."""
     row = read_json(folder / f"{cell.name}.json")
-    key = images_key(cell.sampler, process.device.type)
+    key = images_key(cell.sampler, process.device.type, subject.code)
     return row.get("images_key") == key and (folder / f"{cell.name}.npy").exists()
 
 
-def keep(
-    folder: Path, cell: Cell, pixels: Tensor, facts: dict, process: Process, data_dir: str
-) -> None:
+def keep(folder: Path, cell: Cell, pixels: Tensor, facts: dict, data_dir: str) -> None:
     """Score the images of a cell and write both; the row is written last."""
     buffer = io.BytesIO()
     np.save(buffer, pixels.squeeze(1).numpy())
     write_atomically(folder / f"{cell.name}.npy", buffer.getbuffer())
-    row = {"images_key": images_key(cell.sampler, process.device.type)} | facts
-    write_json(folder / f"{cell.name}.json", row | score(pixels, data_dir))
+    write_json(folder / f"{cell.name}.json", facts | score(pixels, data_dir))
 
 
 def read_row(folder: Path, cell: Cell, data_dir: str) -> dict:

@@ -22,6 +22,7 @@ from experiments.variances import VARIANTS
 
 ROOT = Path(__file__).resolve().parent.parent
 
+NETWORK = ("unet:UNet",)  # where the code of a checkpoint's model starts
 SCORES = ("metrics:score",)
 TRAININGS = ("training.loop:train", "training.run:Training", "training.recipe:Recipe")
 
@@ -46,15 +47,19 @@ PLUMBING = (
 )
 
 
-def images_of(sampler: str) -> tuple[str, ...]:
-    """Return where the code of a sampler's images starts."""
+def images_of(sampler: str, model: tuple[str, ...] = NETWORK) -> tuple[str, ...]:
+    """Return where the code of images starts: that of their sampler and of their model."""
     table = "experiments.variances:VARIANTS" if sampler in VARIANTS else "scheduler:SAMPLERS"
-    return "experiments.grid:sample_cell", "unet:UNet", f"{table}[{sampler}]"
+    return "experiments.grid:sample_cell", *model, f"{table}[{sampler}]"
 
 
-def images_key(sampler: str, device_type: str) -> str:
-    """Return the key of images; their settings and their checkpoint's SHA-256 are not in it."""
-    return digest(code_key(images_of(sampler)), device_type)
+def images_key(sampler: str, device_type: str, model: tuple[str, ...] = NETWORK) -> str:
+    """Return the key of images; their settings and their checkpoint's SHA-256 are not in it.
+
+    Args:
+        model: where the code of the model starts.
+    """
+    return digest(code_key(images_of(sampler, model)), device_type)
 
 
 @cache

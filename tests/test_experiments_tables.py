@@ -2,15 +2,30 @@
 
 import csv
 import math
+from pathlib import Path
 
 from lab.errors import UserError
 
 import pytest
+import torch
 from helpers import ROOT
 
 import study
-from experiments import copying, cost, eta, prediction, samplers, setup, steps, training
+from experiments import (
+    copying,
+    cost,
+    eta,
+    exact,
+    prediction,
+    ranges,
+    samplers,
+    setup,
+    steps,
+    training,
+)
+from experiments.denoiser import EXACT
 from experiments.estimates import Estimate, Results
+from experiments.grid import load_subjects
 from experiments.tables import (
     best_in_bold,
     markdown_table,
@@ -165,12 +180,27 @@ def setting(row):
     return row["sampler"], row["eta"]
 
 
+def exact_tables(rows, grid):
+    """Return the tables with the exact denoiser; those whose cells are missing are empty."""
+    tables = dict.fromkeys((*exact.TABLES, *ranges.TABLES), "")
+    mine = Results([row for row in rows if row["model"] == EXACT])
+    if mine.rows:
+        tables |= exact.tables(exact.joined(mine, grid))
+    if any(" at log-SNR " in row["model"] for row in rows):
+        here = [r for r in rows if r["steps"] == ranges.STEPS and r["eta"] in mine.etas]
+        subjects = load_subjects([ROOT / path for path in study.CHECKPOINTS], torch.device("cpu"))
+        blocks = [ranges.ranges_table(Results(here), subject) for subject in subjects]
+        tables["ranges"] = "\n\n".join(blocks)
+    return tables
+
+
 def test_the_tables_of_the_shipped_study_are_those_of_its_rows():
     """No number was typed: only the setup has more than the rows know."""
     rows = read_rows(ROOT / "results" / "results.csv")
     trainings = make_trainings(64_000, 3)
     trained_names = {t.name for t in trainings}
-    shipped = [row for row in rows if row["model"] not in trained_names]
+    labels = {Path(path).stem for path in study.CHECKPOINTS}
+    shipped = [row for row in rows if row["model"] in labels]
     grid = Results([row for row in shipped if row["sampler"] == "ddim"])
     trained = Results([row for row in rows if row["model"] in trained_names])
     assert grid.rows and trained.rows
@@ -184,6 +214,7 @@ def test_the_tables_of_the_shipped_study_are_those_of_its_rows():
     lines = by_line(shipped)
     measured = all(line.rows for line in lines.values())  # else the table must be empty
     tables |= samplers.tables(lines) if measured else {"samplers": ""}
+    tables |= exact_tables(rows, grid)
     text = (ROOT / "results" / "STUDY.md").read_text(encoding="utf-8")
     assert set(names(text)) == {n for m in study.EXPERIMENTS.values() for n in m.TABLES}
     assert refresh(text, tables) == (text, [])

@@ -92,7 +92,7 @@ def quick(tiny_checkpoint, tiny_eps_checkpoint, tmp_path_factory, data_dir):
     checkpoints = (tiny_checkpoint, tiny_eps_checkpoint)
     arguments = ("--quick", "--ckpt", *checkpoints, "--data", data_dir, "--out", out)
     done = subprocess.run(
-        command("study.py", *arguments), cwd=out.parent, capture_output=True, text=True, timeout=300
+        command("study.py", *arguments), cwd=out.parent, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert [path.name for path in out.parent.iterdir()] == ["out"]
@@ -103,9 +103,11 @@ def quick(tiny_checkpoint, tiny_eps_checkpoint, tmp_path_factory, data_dir):
 def test_a_quick_study_writes_what_it_says(quick):
     out, _, printed = quick
     rows = csv_of(out / "results.csv")
-    # two models; DDIM: three step counts, two etas; 20 steps with two seeds
+    # DDIM: two models and the exact denoiser; three step counts, two etas; 20 steps with two seeds
+    # mixtures of each model with the exact denoiser: five ranges, two directions, two etas
     # the other samplers: 5 and 20 steps; DPM-Solver++ with two etas, DDPM's three variances without
-    assert len(rows) == 2 * (1 + 1 + 2) * 2 + 2 * (1 + 2) * (2 + 3)
+    ddim, mixtures = 3 * (1 + 1 + 2) * 2, 2 * 5 * 2 * 2
+    assert len(rows) == ddim + mixtures + 2 * (1 + 2) * (2 + 3)
     assert {row["prediction"] for row in rows} == {"v", "ε"}
     samplers = {"ddim", "ddpm", "dpm++", "ddpm-large", "ddpm-optimal"}
     assert {row["sampler"] for row in rows} == samplers
@@ -128,6 +130,7 @@ def test_a_quick_study_writes_what_it_says(quick):
         "why-v",
         "interpolation",
         "pairs",
+        "exact",
     ):
         assert (out / f"{name}.png").stat().st_size > 5000
         assert f"({name}.png)" in text and f"{name}.png" in printed
@@ -153,7 +156,9 @@ def test_an_interrupted_study_goes_on_and_two_processes_make_the_same(quick, run
     out, arguments, _ = quick
     before = {path: path.read_bytes() for path in sorted(out.glob("cells/*.npy"))}
     times = {path: path.stat().st_mtime_ns for path in out.glob("cells/*")}
-    lost = [path for path in before if "-ddim-20steps-eta1-n100-seed1" in path.name]
+    networks = {r["sha256"][:12] for r in csv_of(out / "results.csv") if r["model"] != "exact"}
+    lost = [p for p in before if "-ddim-20steps-eta1-n100-seed1" in p.name]
+    lost = [p for p in lost if p.name[:12] in networks]
     assert len(lost) == 2
     for path in lost:
         path.with_suffix(".json").unlink()
@@ -164,7 +169,7 @@ def test_an_interrupted_study_goes_on_and_two_processes_make_the_same(quick, run
     lost_files = {p.with_suffix(s) for p in lost for s in (".npy", ".json")}
     for path, modified in times.items():
         assert (path.stat().st_mtime_ns == modified) == (path not in lost_files), path
-    assert len(csv_of(out / "results.csv")) == 46
+    assert len(csv_of(out / "results.csv")) == 94
 
 
 @pytest.mark.slow
@@ -175,11 +180,12 @@ def test_a_run_refreshes_tables_and_names_their_sections(quick, run_here):
     mine = written.replace("## Which η?", "## 2. My heading\n\nMy text.")
     stale = mine.replace("*n × seeds*", "*stale*").replace("Fréchet, η = 0", "stale")
     report.write_text(stale, encoding="utf-8")
-    done = run_here("study.py", "steps", "eta", "samplers", *arguments)
+    done = run_here("study.py", "steps", "eta", "samplers", "exact", *arguments)
     assert done.returncode == 0, done.stderr
     assert report.read_text(encoding="utf-8") == mine
     assert "changed  tables of “Steps and η”" in done.stdout
     assert "changed  tables of “2. My heading”" in done.stdout
     assert "changed  tables of “Which sampler?”" in done.stdout
+    assert "changed  tables of “The exact denoiser: the steps' error alone”" in done.stdout
     report.write_text(mine.replace("<!-- end -->", "", 1), encoding="utf-8")
     assert_refused(run_here("study.py", "cost", *arguments), "STUDY.md", "end")

@@ -1,0 +1,124 @@
+"""How much of the error of the samples is due to the steps, and how much to the network?
+
+For the training images the best prediction of x₀ is known (see denoiser.py). An exact denoiser that
+computes it takes the place of the network, with the schedule of the first checkpoint, and the same
+steps and noise. What is left in its samples is the error of the steps. So the gap between the exact
+denoiser and real images is the steps' error, and the gap between a network and the exact denoiser
+is the network's error.
+
+The exact denoiser makes copies of training images, which Fréchet distance and KID do not punish. A
+second table has novelty and copies (see copying.py), where test images score 1 and 5 %. The first
+table has ± a 95 % interval for a run with another seed, the second ± the standard error.
+
+Writes both tables and exact.png.
+"""
+
+from collections.abc import Mapping
+from itertools import product
+from pathlib import Path
+
+from lab.data import load_dataset
+from lab.pictures import new_figure, save_figure
+
+from experiments.common import HEADLINE, Study
+from experiments.denoiser import EXACT, exact_subject
+from experiments.estimates import Results, short_names
+from experiments.grid import make_cells
+from experiments.tables import markdown_table, with_margin, with_se
+
+TITLE = "The exact denoiser: the steps' error alone"
+TABLES = ("exact", "exact-copies")
+FIGURES = {"exact.png": "Fréchet distance of the exact denoiser and of the networks against steps"}
+
+MOST_STEPS = 100  # more would take long, and the error of the steps is small there
+
+
+def run(study: Study) -> dict[str, str]:
+    """Draw the figure and return the tables."""
+    s, device = study.settings, study.process.device
+    steps, etas = [n for n in s.steps if n <= MOST_STEPS], list(dict.fromkeys(study.extremes))
+    networks = study.grid()
+    if not steps:
+        return {}
+    images = load_dataset("mnist", "train", s.data_dir)[0].to(device)
+    subject = exact_subject(images, study.subjects[0])
+    cells = make_cells([subject], steps, etas, s.images, s.repetitions)
+    exact = study.measure(cells, [subject])
+    if not study.process.is_first:
+        return {}
+    results = joined(exact, networks)
+    draw_exact(results, study.reference(results.n), study.out / "exact.png")
+    return tables(results)
+
+
+def joined(exact: Results, networks: Results) -> Results:
+    """Return the results of the exact denoiser, and those of the networks at its settings."""
+    settings = set(product(exact.steps, exact.etas))
+    rows = [row for row in networks.rows if (row["steps"], row["eta"]) in settings]
+    return Results([*exact.rows, *rows])
+
+
+def tables(results: Results) -> dict[str, str]:
+    """Return the tables."""
+    steps = max((n for n in results.steps if n in HEADLINE), default=results.steps[-1])
+    return {"exact": distances_table(results), "exact-copies": copies_table(results, steps)}
+
+
+def names(results: Results) -> Mapping[str, str]:
+    """Return the name of each model; what the exact denoiser predicts makes no difference."""
+    networks = {label: s for label, s in results.symbols.items() if label != EXACT}
+    return {EXACT: EXACT} | short_names(networks)
+
+
+def distances_table(results: Results) -> str:
+    """Return the Fréchet distances: one row per model and eta, one column per number of steps."""
+    runs = {s: len(results.at(EXACT, s, results.etas[0])) for s in results.steps}
+    rows = [["*n × seeds*", *(f"*{results.images(s):,} × {runs[s]}*" for s in results.steps)]]
+    for (label, name), eta in product(names(results).items(), results.etas):
+        row = [with_margin(results.estimate(label, s, eta)) for s in results.steps]
+        rows.append([f"{name}, η = {eta:g}", *row])
+    return markdown_table(["steps", *results.steps], rows)
+
+
+def copies_table(results: Results, steps: int) -> str:
+    """Return novelty and copies of each model and eta at one number of steps."""
+    forms = {"novelty": ".2f", "copies": ".1%"}
+    rows = [
+        (
+            f"{name}, η = {eta:g}",
+            *(with_se(results.estimate(label, steps, eta, key), f) for key, f in forms.items()),
+        )
+        for (label, name), eta in product(names(results).items(), results.etas)
+    ]
+    return markdown_table((f"{steps} steps", *forms), rows)
+
+
+def draw_exact(results: Results, reference: dict, path: Path) -> None:
+    """Draw Fréchet distance against steps: one panel per eta, one line per model.
+
+    Error bars are two standard errors.
+    """
+    figure, axes = new_figure(1, len(results.etas), 4.6 * len(results.etas), 4)
+    for ax in axes[0, 1:]:
+        ax.sharey(axes[0, 0])
+    steps = [s for s in results.steps if results.images(s) == results.n]
+    for ax, eta in zip(axes[0], results.etas, strict=True):
+        for i, (label, name) in enumerate(names(results).items()):
+            distances = [results.estimate(label, s, eta) for s in steps]
+            ax.errorbar(
+                steps,
+                [e.mean for e in distances],
+                [2 * e.se for e in distances],
+                fmt="o-",
+                ms=3,
+                lw=1.2,
+                capsize=2,
+                color="black" if label == EXACT else f"C{i - 1}",
+                label=f"{name} denoiser" if label == EXACT else f"{name}-network",
+            )
+        ax.axhline(reference["frechet"], color="grey", ls="--", lw=1, label="real images")
+        ax.set(xscale="log", yscale="log", xlabel="steps", title=f"η = {eta:g}")
+        ax.grid(alpha=0.3, which="both")
+    axes[0, 0].set_ylabel("Fréchet distance (LeNet features)")
+    axes[0, 0].legend(fontsize=8)
+    save_figure(figure, path)
