@@ -80,6 +80,7 @@ FULL = {
     "train_images": 64_000,
     "out": ROOT / "results",
 }
+NOT_QUICK = {"ranges"}  # left out by --quick, unless it is asked for by name
 QUICK = {
     "steps": (1, 5, 20),
     "eta": (0.0, 1.0),
@@ -145,7 +146,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name, value in (QUICK if args.quick else FULL).items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    args.experiments = [name for name in EXPERIMENTS if name in (args.experiments or EXPERIMENTS)]
+    wanted = args.experiments or EXPERIMENTS.keys() - (NOT_QUICK if args.quick else set())
+    args.experiments = [name for name in EXPERIMENTS if name in wanted]
     return args
 
 
