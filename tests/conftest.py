@@ -14,13 +14,22 @@ from lab import cli  # noqa: E402
 from lab.data import load_dataset  # noqa: E402
 
 import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
 from helpers import ROOT, TINY, command  # noqa: E402
 
 
 @pytest.fixture(scope="session")
-def data_dir() -> Path:
+def shared_folder(tmp_path_factory) -> Path:
+    """A folder that all processes of pytest-xdist share."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(shared_folder) -> Path:
     """The folder of the real MNIST. The first test that needs it downloads it."""
-    load_dataset("mnist", "train", ROOT / "data")
+    with FileLock(shared_folder / "data.lock"):
+        load_dataset("mnist", "train", ROOT / "data")
     return ROOT / "data"
 
 
@@ -68,26 +77,32 @@ def run_here(tmp_path, monkeypatch, capsys):
 
 
 @pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory, data_dir) -> Path:
+def tiny_checkpoint(shared_folder, data_dir) -> Path:
     """A v-model after a few steps, as train.py writes it."""
-    return train_tiny(tmp_path_factory, data_dir, "v")
+    return train_tiny(shared_folder, data_dir, "v")
 
 
 @pytest.fixture(scope="session")
-def tiny_eps_checkpoint(tmp_path_factory, data_dir) -> Path:
+def tiny_eps_checkpoint(shared_folder, data_dir) -> Path:
     """An eps-model after a few steps, as train.py writes it."""
-    return train_tiny(tmp_path_factory, data_dir, "eps")
+    return train_tiny(shared_folder, data_dir, "eps")
 
 
 @pytest.fixture(scope="session")
-def labelled_checkpoint(tmp_path_factory, data_dir) -> Path:
+def labelled_checkpoint(shared_folder, data_dir) -> Path:
     """A v-model with labels after a few steps, as train.py writes it."""
-    return train_tiny(tmp_path_factory, data_dir, "v", "--labels")
+    return train_tiny(shared_folder, data_dir, "v", "--labels")
 
 
-def train_tiny(tmp_path_factory, data_dir: Path, pred: str, *further: str) -> Path:
-    folder = tmp_path_factory.mktemp(f"tiny-{pred}")
+def train_tiny(shared_folder: Path, data_dir: Path, pred: str, *further: str) -> Path:
+    """Train a small model, once for all processes of pytest-xdist."""
+    folder = shared_folder / "-".join(("tiny", pred, *further))
     out = folder / ("tiny.pt" if pred == "v" else f"{pred}.pt")
     arguments = (*TINY, "--steps", 30, "--data", data_dir, "--pred", pred, "--out", out, *further)
-    subprocess.run(command("train.py", *arguments), cwd=folder, check=True, capture_output=True)
+    with FileLock(f"{folder}.lock"):
+        if not out.exists():
+            folder.mkdir()
+            subprocess.run(
+                command("train.py", *arguments), cwd=folder, check=True, capture_output=True
+            )
     return out

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 
+@pytest.mark.slow
 def test_the_shipped_weights_are_small_accurate_and_say_so(data_dir):
     assert classifier.WEIGHTS.stat().st_size <= 2**20
     right = classifier.accuracy(classifier.load_classifier(), data_dir)

@@ -340,6 +340,7 @@ def test_novelty_is_per_digit(real_images):
     assert s["copies"] < 0.15
 
 
+@pytest.mark.slow
 def test_noise_on_some_of_the_images_moves_every_figure_the_right_way(real_images, real_score):
     images = real_images[:N].clone()
     images[: N // 4] = torch.randint(0, 256, (N // 4, 1, 28, 28), dtype=torch.uint8)
@@ -493,6 +494,7 @@ def test_a_refusal_is_one_line_and_exit_code_2(tmp_path, run_here):
 # ------------------------------------------------------------------------- labels and faint pixels
 
 
+@pytest.mark.slow
 def test_agreement_is_the_share_read_as_the_digit_asked_for(train_split):
     images, digits = (x[:N] for x in train_split)
     read = features(images, metrics.load_classifier(WEIGHTS))[1].argmax(1)

@@ -30,6 +30,7 @@ def step(run: Training) -> torch.Tensor:
     return loss.detach()
 
 
+@pytest.mark.slow
 def test_it_overfits_one_batch():
     """With the same data, noise and timesteps in every step, the loss falls to nearly nothing."""
     run = Training(replace(TINY, channels=16, batch_size=8, steps=60, lr=3e-3, warmup=1), images(8))
@@ -219,6 +220,7 @@ def test_a_tenth_of_the_labels_is_replaced_by_the_null_label():
     assert torch.bincount(shown[dropped], minlength=10).min() > 100  # of every digit
 
 
+@pytest.mark.slow
 def test_the_network_learns_what_the_labels_tell():
     """Two constant images, and the label says which. In pure noise only the label can tell."""
     pixels = torch.zeros(64, 1, 28, 28, dtype=torch.uint8)

@@ -72,6 +72,7 @@ def test_the_files_of_earlier_runs_are_kept(run_here, data_dir, tmp_path):
     assert [c["training"]["args"]["seed"] for c in contents] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_run_steps_in_bfloat16_and_previews_in_float32(monkeypatch, run_here, data_dir, tmp_path):
     precisions = {}
 
