@@ -39,7 +39,9 @@ from experiments import (
     cost,
     eta,
     exact,
+    guidance,
     interpolation,
+    length,
     prediction,
     ranges,
     same_noise,
@@ -68,21 +70,25 @@ EXPERIMENTS = {  # in the order of STUDY.md
     "interpolation": interpolation,
     "copying": copying,
     "training": training,
+    "length": length,
     "exact": exact,
     "ranges": ranges,
+    "guidance": guidance,
 }
 CHECKPOINTS = ("checkpoints/mnist-v.pt", "checkpoints/mnist-eps.pt")
 FULL = {
     "steps": (1, 2, 3, 5, 10, 20, 50, 100, 250, 1000),
+    "calls": (1, 2, 4, 8, 16, 32, 64),
     "eta": (0.0, 0.2, 0.5, 1.0),
     "n": 1000,
     "seeds": 3,
     "train_images": 64_000,
     "out": ROOT / "results",
 }
-NOT_QUICK = {"ranges"}  # left out by --quick, unless it is asked for by name
+NOT_QUICK = {"ranges", "length", "guidance"}  # left out by --quick, unless it is asked for by name
 QUICK = {
     "steps": (1, 5, 20),
+    "calls": (4, 16),
     "eta": (0.0, 1.0),
     "n": 100,
     "seeds": 2,
@@ -112,6 +118,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     p.add_argument(
         "--eta", type=cli.number(float, 0, 1), nargs="+", help="values of eta (default: 0 .2 .5 1)"
+    )
+    p.add_argument(
+        "--calls",
+        type=natural,
+        nargs="+",
+        help="network calls at which samplers are compared (default: powers of two up to 64)",
     )
     p.add_argument("--n", type=enough, help="images per cell (default: 1000)")
     p.add_argument(
@@ -160,6 +172,7 @@ def make_study(args: argparse.Namespace, process: Process) -> Study:
     on_gpu = process.device.type == "cuda"
     settings = Settings(
         steps=tuple(sorted(set(args.steps))),
+        calls=tuple(sorted(set(args.calls))),
         etas=tuple(sorted(set(args.eta))),
         n=args.n,
         n_long=args.n_long or (args.n if on_gpu else max(args.n // 4, MIN_SAMPLES)),

@@ -23,6 +23,7 @@ class Settings:
     """The settings of a study, of which most are options of study.py."""
 
     steps: tuple[int, ...]
+    calls: tuple[int, ...]  # the numbers of steps at which samplers are compared
     etas: tuple[float, ...]
     n: int  # images per cell
     n_long: int  # images per cell of more than LONG steps
@@ -101,6 +102,10 @@ class Study:
         """Return the images of a cell of the grid, with seed 0: (n, 1, 28, 28) uint8."""
         wanted = (label, steps, eta, 0)
         cell = next(c for c in self.grid_cells if (c.model, c.steps, c.eta, c.seed) == wanted)
+        return self.images_of(cell)
+
+    def images_of(self, cell: Cell) -> Tensor:
+        """Return the images of a cell that has been measured: (n, 1, 28, 28) uint8."""
         return read_images(self.out / "cells", cell)
 
     def reference(self, n: int) -> dict:

@@ -9,6 +9,7 @@ it. Changed code makes the images or the scores again (see keys.py).
 import hashlib
 import io
 import json
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -29,12 +30,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 import metrics
-from diffusion import Model, sample
+from diffusion import Model, guided, sample
 from experiments.keys import NETWORK, ROOT, images_key, metrics_key
 from experiments.variances import SAMPLERS
 from scheduler import PREDICTION_TYPES, DDIMScheduler
 
 SHAPE = (1, 28, 28)  # the images that metrics.py scores
+
+# Names of checkpoints beside mnist-v.pt, see `load_relatives`.
+STUDENTS = r"(\d+)steps?"  # mnist-v-8steps.pt, of distill.py
+SNAPSHOTS = r"step(\d+)"  # mnist-v-step1000.pt, of train.py --keep
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,9 @@ class Subject:
     model: Model
     contents: dict  # of its checkpoint
     code: tuple[str, ...] = NETWORK  # where the code of the model starts, see keys.py
+    folder: Path = Path()  # where its checkpoint lies
+    labels: tuple[int, ...] = ()  # that the images ask for, in turn
+    guidance_scale: float = 1.0  # only with labels
 
     @property
     def symbol(self) -> str:
@@ -60,6 +68,13 @@ class Subject:
     @property
     def num_train_timesteps(self) -> int:
         return self.scheduler().num_train_timesteps
+
+    def model_for(self, indices: Tensor) -> Model:
+        """Return the model that makes these images: it knows the labels that they ask for."""
+        if not self.labels:
+            return self.model
+        labels = torch.tensor(self.labels, device=indices.device)
+        return guided(self.model, labels[indices % len(labels)], self.guidance_scale)
 
     def scheduler(self, **changes: object) -> DDIMScheduler:
         """Return the scheduler of the checkpoint, for sampling with DDIM."""
@@ -86,12 +101,16 @@ class Cell:
 
 
 def load_subjects(
-    paths: Sequence[str | Path], device: torch.device, labels: Sequence[str] | None = None
+    paths: Sequence[str | Path],
+    device: torch.device,
+    labels: Sequence[str] | None = None,
+    are_students: bool = False,
 ) -> list[Subject]:
     """Load checkpoints.
 
     Args:
         labels: their labels (default: the file names, or the paths where file names are equal).
+        are_students: whether students of distill.py are wanted. They have one number of steps only.
 
     Raises:
         UserError: as `load_model`; the images of a model cannot be scored; a file is there twice.
@@ -101,7 +120,7 @@ def load_subjects(
         model, contents = load_model(path, device)
         if tuple(contents["image_shape"]) != SHAPE:
             raise UserError(f"{path} makes images of {contents['image_shape']}, not of {SHAPE}")
-        if "timesteps" in contents:
+        if "timesteps" in contents and not are_students:
             raise UserError(f"{path} is a student of distill.py: it has one number of steps only")
         sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         if any(sha256 == other.sha256 for other in subjects):
@@ -109,8 +128,32 @@ def load_subjects(
         unique = stems.count(stems[i]) == 1
         label = stems[i] if unique else str(Path(path).with_suffix(""))
         label = labels[i] if labels else label
-        subjects.append(Subject(label, shown(path), sha256, model, contents))
+        folder = Path(path).resolve().parent
+        subjects.append(Subject(label, shown(path), sha256, model, contents, folder=folder))
     return subjects
+
+
+def load_relatives(subject: Subject, ending: str, device: torch.device) -> dict[int, Subject]:
+    """Load the checkpoints that lie beside that of a subject and are named after it.
+
+    Args:
+        ending: what follows the subject's name and "-", a regular expression with a number in
+            parentheses: `STUDENTS` or `SNAPSHOTS`.
+
+    Returns:
+        The checkpoints by that number, ascending.
+
+    Raises:
+        UserError: as `load_subjects`.
+    """
+    stem, found = Path(subject.path).stem, {}
+    for path in subject.folder.glob("*.pt"):
+        if match := re.fullmatch(f"{re.escape(stem)}-{ending}", path.stem):
+            found[int(match[1])] = path
+    numbers = sorted(found)
+    paths = [found[number] for number in numbers]
+    loaded = load_subjects(paths, device, are_students=ending == STUDENTS)
+    return dict(zip(numbers, loaded, strict=True))
 
 
 def shown(path: str | Path) -> str:
@@ -151,7 +194,8 @@ def sample_cell(
         (n, 1, 28, 28) uint8 on the CPU, the same on every process, and the seconds it took.
     """
     scheduler = SAMPLERS[cell.sampler](**subject.contents["scheduler"])
-    scheduler.set_timesteps(cell.steps)
+    timesteps = subject.contents.get("timesteps")  # a student has its own
+    scheduler.set_timesteps(None if timesteps else cell.steps, timesteps=timesteps)
     step_arguments = {} if cell.eta is None else {"eta": cell.eta}
     pixels = torch.zeros(cell.n, *SHAPE, dtype=torch.uint8)
     began = time.perf_counter()
@@ -159,7 +203,7 @@ def sample_cell(
     mine = torch.arange(share.start, share.stop, device=process.device)
     for indices in mine.split(batch_size):
         x = sample(
-            subject.model,
+            subject.model_for(indices),
             scheduler,
             indices,
             SHAPE,

@@ -1,98 +1,182 @@
-"""Which sampler is best at equal network calls?
+"""With k network calls, which sampler is best?
 
 A step of any sampler calls the network once, so samplers are compared at equal numbers of steps.
-Every checkpoint samples with DDPM, and with DDIM and DPM-Solver++(2M) at η = 0 and 1, at those
-numbers of steps of the study that lie between 2 and 50. The cells of DDIM are those of the grid.
-The best of each column is bold; ± is a 95 % interval for a run with another seed.
+Every checkpoint samples with DDPM, and with DDIM and DPM-Solver++(2M) at η = 0 and 1. Its students
+(see distill.py) are beside them where they lie beside the checkpoint: they sample with DDIM, at
+η = 0 and with a little noise between the steps, η = 0.3. The exact denoiser (see denoiser.py) shows
+what DDIM reaches without the error of a network. ± is a 95 % interval for a run with another seed.
 
 Some rows must agree up to rounding. DDPM with the variance β̃ is DDIM at η = 1. DPM-Solver++ takes
-its first and its last step as DDIM does, so at 2 steps it is DDIM.
+its first and its last step as DDIM does, so at 1 and 2 steps it is DDIM.
 
-Writes a table of Fréchet distances per checkpoint and samplers.png.
+Writes a table of Fréchet distances per checkpoint, with the best of each column in bold; a table of
+the best sampler at each number of calls; and samplers.png.
 """
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
+from lab.data import load_dataset
 from lab.pictures import new_figure, save_figure
 
 from experiments.common import Study
-from experiments.estimates import Results
+from experiments.denoiser import exact_subject
+from experiments.estimates import Estimate, z_score
 from experiments.figures import draw_estimates, eta_colours
-from experiments.grid import make_cells
-from experiments.tables import best_in_bold, captioned, markdown_table
+from experiments.grid import STUDENTS, Subject, load_relatives, make_cells
+from experiments.tables import best_in_bold, captioned, markdown_table, with_margin
 
-TITLE = "Which sampler?"
-TABLES = ("samplers",)
+TITLE = "Which sampler, with k network calls?"
+TABLES = ("samplers", "calls")
 FIGURES = {"samplers.png": "Fréchet distance against the number of steps, one line per sampler"}
 
-STEPS = range(2, 51)  # after one step no sampler has done anything of its own
-LINES = {  # the sampler and the eta of each line
-    "DDIM, η = 0": ("ddim", 0.0),
-    "DDIM, η = 1": ("ddim", 1.0),
-    "DDPM": ("ddpm", None),
-    "DPM-Solver++, η = 0": ("dpm++", 0.0),
-    "DPM-Solver++, η = 1": ("dpm++", 1.0),
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table and a line of the figure."""
+
+    who: str  # "network", "students" or "exact"
+    sampler: str
+    eta: float | None
+    form: str  # of the line in the figure
+
+
+LINES = {
+    "DDIM, η = 0": Line("network", "ddim", 0.0, "o-"),
+    "DDIM, η = 1": Line("network", "ddim", 1.0, "o-"),
+    "DDPM": Line("network", "ddpm", None, "x:"),
+    "DPM-Solver++, η = 0": Line("network", "dpm++", 0.0, "s--"),
+    "DPM-Solver++, η = 1": Line("network", "dpm++", 1.0, "s--"),
+    "students, η = 0": Line("students", "ddim", 0.0, "*-"),
+    "students, η = 0.3": Line("students", "ddim", 0.3, "*-"),
+    "exact denoiser, η = 0": Line("exact", "ddim", 0.0, "-"),
+    "exact denoiser, η = 1": Line("exact", "ddim", 1.0, "--"),
 }
-FORMATS = {"ddim": "o-", "ddpm": "x:", "dpm++": "s--"}  # of the lines of the figure
+
+Distances = dict[tuple[str, int], Estimate]  # of one checkpoint, by line and number of calls
 
 
 def run(study: Study) -> dict[str, str]:
-    """Draw the figure and return the table."""
+    """Draw the figure and return the tables."""
     s = study.settings
-    steps = [number for number in s.steps if number in STEPS]
-    if not steps:
-        return {}
-    results = {}
-    for name, (sampler, eta) in LINES.items():
-        cells = make_cells(study.subjects, steps, [eta], s.images, s.repetitions, sampler)
-        results[name] = study.measure(cells, study.subjects)
+    measured = {subject.label: measure(study, subject) for subject in study.subjects}
     if not study.process.is_first:
         return {}
-    draw_samplers(results, study.reference(s.n), study.out / "samplers.png")
-    return tables(results)
+    titles = {subject.label: subject.title for subject in study.subjects}
+    draw_samplers(measured, titles, study.reference(s.n), study.out / "samplers.png")
+    return tables(measured, titles, study.names)
 
 
-def tables(results: Mapping[str, Results]) -> dict[str, str]:
-    """Return a table for each model.
+def measure(study: Study, subject: Subject) -> Distances:
+    """Return the Fréchet distances of one checkpoint. All processes must call this."""
+    s, device = study.settings, study.process.device
+    calls = [k for k in s.calls if k <= subject.num_train_timesteps]
+    images = load_dataset("mnist", "train", s.data_dir)[0].to(device)
+    families = {
+        "network": dict.fromkeys(calls, subject),
+        "students": load_relatives(subject, STUDENTS, device),
+        "exact": dict.fromkeys(calls, exact_subject(images, subject)),
+    }
+    distances = {}
+    for name, line in LINES.items():
+        family = {k: one for k, one in families[line.who].items() if k in calls}
+        cells = [
+            cell
+            for k, one in family.items()
+            for cell in make_cells([one], [k], [line.eta], s.images, s.repetitions, line.sampler)
+        ]
+        results = study.measure(cells, list(family.values()))
+        if study.process.is_first:
+            for k, one in family.items():
+                distances[name, k] = results.estimate(one.label, k, line.eta)
+    return distances
+
+
+def tables(
+    measured: Mapping[str, Distances], titles: Mapping[str, str], names: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the tables.
 
     Args:
-        results: for each of LINES its rows. The models and the steps are those of the first.
+        measured: the distances of each checkpoint, by its label.
+        titles, names: long and short names of the checkpoints.
     """
-    first = next(iter(results.values()))
-    blocks = [captioned(first.title(m), samplers_table(results, m)) for m in first.symbols]
-    return {"samplers": "\n\n".join(blocks)}
+    blocks = [captioned(titles[label], samplers_table(d)) for label, d in measured.items()]
+    return {"samplers": "\n\n".join(blocks), "calls": calls_table(measured, names)}
 
 
-def samplers_table(results: Mapping[str, Results], label: str) -> str:
-    """Return the Fréchet distances of a model: one row per sampler, one column per step count."""
-    first = next(iter(results.values()))
+def samplers_table(distances: Distances) -> str:
+    """Return one row per line and one column per number of calls.
+
+    The exact denoiser is no sampler that one can use for new images, so it is never bold.
+    """
+    calls = sorted({k for _, k in distances})
+    lines = [name for name in LINES if any((name, k) in distances for k in calls)]
     columns = []
-    for steps in first.steps:
-        column = [results[name].estimate(label, steps, eta) for name, (_, eta) in LINES.items()]
-        size = f"*{first.images(steps):,} × {column[0].runs}*"
-        columns.append([size, *best_in_bold(column)])
-    names = ["*n × seeds*", *LINES]
-    return markdown_table(["steps", *first.steps], zip(names, *columns, strict=True))
+    for k in calls:
+        usable = [name for name in lines if (name, k) in distances and LINES[name].who != "exact"]
+        bold = best_in_bold([distances[name, k] for name in usable])
+        texts = {name: with_margin(distances[name, k]) for name in lines if (name, k) in distances}
+        texts |= dict(zip(usable, bold, strict=True))
+        columns.append([texts.get(name, "–") for name in lines])
+    return markdown_table(["network calls", *calls], zip(lines, *columns, strict=True))
 
 
-def draw_samplers(results: Mapping[str, Results], reference: dict, path: Path) -> None:
+def calls_table(measured: Mapping[str, Distances], names: Mapping[str, str]) -> str:
+    """Return what to use with k calls: one row per k, and two columns per checkpoint."""
+    head = ["network calls"]
+    for label in measured:
+        head += [f"{names[label]}: use", "Fréchet distance"]
+    rows = []
+    for k in sorted({k for distances in measured.values() for _, k in distances}):
+        row = [k]
+        for distances in measured.values():
+            best = advice(distances, k)
+            row += [", or ".join(best), with_margin(distances[best[0], k])]
+        rows.append(row)
+    return markdown_table(head, rows)
+
+
+def advice(distances: Distances, k: int) -> list[str]:
+    """Return the best line at k calls, and after it those that are not significantly worse.
+
+    A line that agrees with an earlier one up to rounding is the same sampler, and is left out.
+    """
+    usable: dict[str, Estimate] = {}
+    for name, line in LINES.items():
+        e = distances.get((name, k))
+        if e is None or line.who == "exact":
+            continue
+        if not any(math.isclose(e.mean, other.mean, rel_tol=1e-4) for other in usable.values()):
+            usable[name] = e
+    best, *others = sorted(usable, key=lambda name: usable[name].mean)
+    return [best, *(name for name in others if z_score(usable[name], usable[best]) < 2)]
+
+
+def draw_samplers(
+    measured: Mapping[str, Distances], titles: Mapping[str, str], reference: dict, path: Path
+) -> None:
     """Draw the Fréchet distance against steps: a panel for each model, a line for each sampler."""
-    first = next(iter(results.values()))
-    figure, axes = new_figure(1, len(first.symbols), 4.6 * len(first.symbols), 3.8)
-    colours = eta_colours((0.0, 1.0)) | {None: "black"}
-    for ax, label in zip(axes[0], first.symbols, strict=True):
-        for name, (sampler, eta) in LINES.items():
-            estimates = [results[name].estimate(label, steps, eta) for steps in first.steps]
-            draw_estimates(ax, first.steps, estimates, colours[eta], name, FORMATS[sampler])
+    figure, axes = new_figure(1, len(measured), 4.6 * len(measured), 4.2)
+    colours = eta_colours((0.0, 0.3, 1.0)) | {None: "black"}
+    for ax, (label, distances) in zip(axes[0], measured.items(), strict=True):
+        for name, line in LINES.items():
+            calls = sorted(k for n, k in distances if n == name)
+            if calls:
+                colour = "black" if line.who == "exact" else colours[line.eta]
+                estimates = [distances[name, k] for k in calls]
+                draw_estimates(ax, calls, estimates, colour, name, line.form)
         ax.axhline(reference["frechet"], color="grey", ls="--", lw=1, label="real images")
-        ax.set(xscale="log", yscale="log", xlabel="steps", title=first.title(label))
-        ax.set_xticks(first.steps, first.steps)
+        every = sorted({k for _, k in distances})
+        ax.set(xscale="log", yscale="log", xlabel="network calls", title=titles[label])
+        ax.set_xticks(every, every)
         ax.set_xticks([], minor=True)
         ax.grid(alpha=0.3, which="both")
     low, high = (f(ax.get_ylim()[i] for ax in axes[0]) for i, f in enumerate((min, max)))
     for ax in axes[0]:
         ax.set_ylim(low, high)
     axes[0, 0].set_ylabel("Fréchet distance (LeNet features)")
-    axes[0, 0].legend(fontsize=8)
+    axes[0, -1].legend(fontsize=7)
     save_figure(figure, path)

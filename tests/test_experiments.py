@@ -187,7 +187,7 @@ def test_paths_of_the_repository_are_shown_without_the_machine():
 
 
 def test_long_cells_have_fewer_images():
-    s = Settings((1, LONG, LONG + 1), (0.0,), 1000, 250, 3, 0, 100, "data", None)
+    s = Settings((1, LONG, LONG + 1), (1,), (0.0,), 1000, 250, 3, 0, 100, "data", None)
     assert [s.images(steps) for steps in s.steps] == [1000, 1000, 250]
     assert [s.repetitions(steps) for steps in (5, 10, 1000)] == [1, 3, 1]
 

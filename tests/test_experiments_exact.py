@@ -286,7 +286,7 @@ def test_kept_cells_are_those_of_the_code_of_their_model(tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------ the experiments
 
-SETTINGS = Settings((1, 5, 20, 50, 250), (0.0, 0.5, 1.0), 100, 100, 2, 0, 100, "data", None)
+SETTINGS = Settings((1, 5, 20, 50, 250), (4,), (0.0, 0.5, 1.0), 100, 100, 2, 0, 100, "data", None)
 
 
 class FakeStudy(Study):

@@ -1,4 +1,4 @@
-"""experiments/samplers.py: which cells it asks for, its table and its figure, by fake rows."""
+"""experiments/samplers.py: which cells it asks for, its tables and its figure, by fake rows."""
 
 from dataclasses import replace
 
@@ -9,25 +9,34 @@ import torch
 
 from experiments import samplers
 from experiments.common import Settings, Study
-from experiments.estimates import Results
+from experiments.estimates import Estimate, Results
 from experiments.grid import Subject
 
 CONFIG = {"scheduler": {"prediction_type": "v_prediction"}}
 SUBJECTS = [Subject(label, f"{label}.pt", label * 64, None, CONFIG) for label in "ab"]
-SETTINGS = Settings((1, 2, 20, 50, 100), (0.0, 0.2, 1.0), 100, 100, 3, 0, 100, "data", None)
+SETTINGS = Settings((1, 2), (2, 20, 2000), (0.0, 1.0), 100, 100, 3, 0, 100, "data", None)
 OFFSETS = {("ddim", 0.0): 4, ("ddim", 1.0): 3, ("ddpm", None): 3, ("dpm++", 0.0): 2}
 
 
+def student_of(subject, steps):
+    return replace(subject, label=f"{subject.label}-{steps}steps", sha256=f"{steps}" * 64)
+
+
 class FakeStudy(Study):
-    """A study whose distances are 1000 / steps + the offset of the line, + 10 for model b."""
+    """A study whose distances are 1000 / steps + the offset of the line, + 10 for model b.
+
+    Students score a tenth of that, the exact denoiser nothing.
+    """
 
     def measure(self, cells, subjects):
-        assert subjects == SUBJECTS
+        assert {cell.model for cell in cells} == {subject.label for subject in subjects}
         self.rows |= dict.fromkeys(cells)
         rows = [vars(cell) | {"prediction": "v", "frechet_se": 0.5} for cell in cells]
         for row in rows:
             row["frechet"] = 1000 / row["steps"] + OFFSETS.get((row["sampler"], row["eta"]), 1)
             row["frechet"] += 10 * (row["model"] == "b")
+            row["frechet"] /= 10 if "steps" in row["model"] else 1
+            row["frechet"] *= row["model"] != "exact"
         return Results(rows if self.process.is_first else [])
 
     def reference(self, n):
@@ -36,46 +45,80 @@ class FakeStudy(Study):
 
 
 @pytest.fixture
-def study(tmp_path):
+def study(tmp_path, monkeypatch):
+    """Model a has students of 2 and of 8 steps, model b has none."""
+    monkeypatch.setattr(samplers, "load_dataset", lambda *_: (torch.zeros(3, 1, 28, 28), None))
+    exact = Subject("exact", "", "e" * 64, None, CONFIG)
+    monkeypatch.setattr(samplers, "exact_subject", lambda images, subject: exact)
+    students = {steps: student_of(SUBJECTS[0], steps) for steps in (2, 8)}
+    monkeypatch.setattr(
+        samplers, "load_relatives", lambda subject, *_: students if subject.label == "a" else {}
+    )
     process = Process(torch.device("cpu"))
     return FakeStudy(replace(SETTINGS, out=tmp_path), process, SUBJECTS, "python study.py")
 
 
-def test_every_line_has_its_cells_and_those_of_ddim_are_the_grids(study):
+def test_every_line_has_its_cells(study):
     samplers.run(study)
     cells = list(study.rows)
-    assert {(c.sampler, c.eta) for c in cells} == set(samplers.LINES.values())
-    assert {c.steps for c in cells} == {2, 20, 50}
-    assert len(cells) == 2 * 5 * (1 + 3 + 3)  # models, lines, steps and seeds
-    assert {c for c in cells if c.sampler == "ddim"} < set(study.grid_cells)
+    networks = [c for c in cells if c.model in "ab"]
+    lines = [line for line in samplers.LINES.values() if line.who == "network"]
+    assert {(c.sampler, c.eta) for c in networks} == {(line.sampler, line.eta) for line in lines}
+    assert {c.steps for c in networks} == {2, 20}  # 2000 are more than the timesteps
+    assert len(networks) == 2 * 5 * (1 + 3)  # models, lines, seeds at 2 and at 20 steps
+    assert {c for c in networks if c.steps == 2 and c.sampler == "ddim"} < set(study.grid_cells)
+    students = [c for c in cells if "steps" in c.model]
+    assert {(c.model, c.steps, c.eta) for c in students} == {("a-2steps", 2, e) for e in (0, 0.3)}
+    assert {(c.steps, c.eta) for c in cells if c.model == "exact"} == {
+        (steps, eta) for steps in (2, 20) for eta in (0, 1)
+    }
 
 
-def test_the_table_has_a_row_per_sampler_and_the_best_in_bold(study):
+def test_the_table_has_a_row_per_line_and_the_best_in_bold(study):
     table = samplers.run(study)["samplers"]
     first, second = table.split("\n\n**v-prediction (b)**\n\n")
     assert first.splitlines() == [
         "**v-prediction (a)**",
         "",
-        "| steps | 2 | 20 | 50 |",
-        "| --- | ---: | ---: | ---: |",
-        "| *n × seeds* | *100 × 1* | *100 × 3* | *100 × 3* |",
-        "| DDIM, η = 0 | 504.0 ± 1.4 | 54.0 ± 1.2 | 24.0 ± 1.2 |",
-        "| DDIM, η = 1 | 503.0 ± 1.4 | 53.0 ± 1.2 | 23.0 ± 1.2 |",
-        "| DDPM | 503.0 ± 1.4 | 53.0 ± 1.2 | 23.0 ± 1.2 |",
-        "| DPM-Solver++, η = 0 | 502.0 ± 1.4 | 52.0 ± 1.2 | 22.0 ± 1.2 |",
-        "| DPM-Solver++, η = 1 | **501.0 ± 1.4** | **51.0 ± 1.2** | **21.0 ± 1.2** |",
+        "| network calls | 2 | 20 |",
+        "| --- | ---: | ---: |",
+        "| DDIM, η = 0 | 504.0 ± 1.4 | 54.0 ± 1.2 |",
+        "| DDIM, η = 1 | 503.0 ± 1.4 | 53.0 ± 1.2 |",
+        "| DDPM | 503.0 ± 1.4 | 53.0 ± 1.2 |",
+        "| DPM-Solver++, η = 0 | 502.0 ± 1.4 | 52.0 ± 1.2 |",
+        "| DPM-Solver++, η = 1 | 501.0 ± 1.4 | **51.0 ± 1.2** |",
+        "| students, η = 0 | 50.4 ± 1.4 | – |",
+        "| students, η = 0.3 | **50.1 ± 1.4** | – |",
+        "| exact denoiser, η = 0 | 0.0 ± 1.4 | 0.0 ± 1.2 |",
+        "| exact denoiser, η = 1 | 0.0 ± 1.4 | 0.0 ± 1.2 |",
     ]
-    assert "| DDPM | 513.0 ± 1.4 |" in second
+    assert "| DDPM | 513.0 ± 1.4 |" in second and "students" not in second
     assert (study.out / "samplers.png").stat().st_size > 5000
 
 
-def test_without_steps_in_range_nothing_is_measured(study):
-    study.settings = replace(study.settings, steps=(1, 100))
-    assert samplers.run(study) == {} == study.rows
+def test_the_advice_names_the_best_and_what_is_not_significantly_worse(study):
+    assert samplers.run(study)["calls"].splitlines() == [
+        "| network calls | a: use | Fréchet distance | b: use | Fréchet distance |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| 2 | students, η = 0.3, or students, η = 0 | 50.1 ± 1.4"
+        " | DPM-Solver++, η = 1, or DPM-Solver++, η = 0 | 511.0 ± 1.4 |",
+        "| 20 | DPM-Solver++, η = 1 | 51.0 ± 1.2 | DPM-Solver++, η = 1 | 61.0 ± 1.2 |",
+    ]
+
+
+def test_lines_that_are_one_sampler_are_named_once():
+    distances = {
+        ("DDIM, η = 1", 4): Estimate(20.0002, 1.0),
+        ("DDPM", 4): Estimate(20.0, 1.0),
+        ("DDIM, η = 0", 4): Estimate(22.9, 1.0),  # z = 2.05
+        ("exact denoiser, η = 0", 4): Estimate(1.0, 0.1),
+        ("DDIM, η = 0", 8): Estimate(2.0, 0.1),
+    }
+    assert samplers.advice(distances, 4) == ["DDIM, η = 1"]
 
 
 def test_another_process_shares_the_work_and_writes_nothing(study):
     study.process = Process(torch.device("cpu"), world=2, rank=1)
     assert samplers.run(study) == {}
-    assert len(study.rows) == 2 * 5 * (1 + 3 + 3)
+    assert len(study.rows) == 2 * 5 * (1 + 3) + 2 + 2 * (1 + 3)
     assert not list(study.out.iterdir())

@@ -1,0 +1,132 @@
+"""What does guidance gain, and what does it cost?
+
+A model trained with labels is asked for the digits 0, 1, ..., 9 in turn, at several guidance scales
+(see `guided` in diffusion.py). Scale 1 is no guidance. The first row is the same network without a
+label. Agreement is the share of images that the classifier reads as the digit asked for. ± is the
+standard error.
+
+The checkpoint is the one named after a checkpoint of the study: mnist-v-labels.pt beside
+mnist-v.pt.
+
+Writes one table per checkpoint, and guidance.png.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from lab.classifier import features, load_classifier
+from lab.pictures import new_figure, save_figure
+
+import torch
+from torch import Tensor
+
+from experiments.common import Study
+from experiments.estimates import Estimate
+from experiments.figures import draw_estimates, eta_colours
+from experiments.grid import NETWORK, Subject, load_subjects, make_cells
+from experiments.tables import captioned, markdown_table, with_se
+
+TITLE = "Guidance"
+TABLES = ("guidance",)
+FIGURES = {"guidance.png": "Fréchet distance, precision, recall and agreement against the scale"}
+
+STEPS = 20
+SCALES = (1.0, 1.5, 2.0, 4.0)
+DIGITS = tuple(range(10))
+MEASURES = {  # and how a table shows them
+    "frechet": ".1f",
+    "precision": ".3f",
+    "recall": ".3f",
+    "agreement": ".3f",
+}
+NO_LABEL = "no label"
+
+Figures = dict[tuple[float, str], dict[str, Estimate]]  # by eta and row, then by measure
+
+
+def run(study: Study) -> dict[str, str]:
+    """Draw the figure and return the table; nothing if there is no checkpoint with labels."""
+    blocks = {}
+    for subject in study.subjects:
+        path = subject.folder / f"{Path(subject.path).stem}-labels.pt"
+        if path.exists():
+            (labelled,) = load_subjects([path], study.process.device)
+            blocks[labelled.title] = measure(study, labelled)
+    if not study.process.is_first or not blocks:
+        return {}
+    draw_guidance(blocks, study.out / "guidance.png")
+    tables = [captioned(title, guidance_table(figures)) for title, figures in blocks.items()]
+    return {"guidance": "\n\n".join(tables)}
+
+
+def measure(study: Study, labelled: Subject) -> Figures:
+    """Return the figures of a network with labels. All processes must call this."""
+    s = study.settings
+    rows = {NO_LABEL: labelled} | {f"{scale:g}": asking(labelled, scale) for scale in SCALES}
+    steps = [min(STEPS, labelled.num_train_timesteps)]
+    etas = list(dict.fromkeys(study.extremes))
+    cells = make_cells(rows.values(), steps, etas, lambda _: s.n)
+    results = study.measure(cells, list(rows.values()))
+    if not study.process.is_first:
+        return {}
+    figures: Figures = {}
+    for cell in cells:
+        row = next(name for name, one in rows.items() if one.label == cell.model)
+        measured = {
+            m: results.estimate(cell.model, cell.steps, cell.eta, m)
+            for m in MEASURES
+            if m != "agreement"
+        }
+        if row != NO_LABEL:
+            measured["agreement"] = agreement(study.images_of(cell))
+        figures[cell.eta, row] = measured
+    return figures
+
+
+def asking(labelled: Subject, scale: float) -> Subject:
+    """Return the network as it is asked for all digits in turn, with this guidance scale."""
+    return replace(
+        labelled,
+        label=f"{labelled.label}, scale {scale:g}",
+        sha256=hashlib.sha256(repr((labelled.sha256, DIGITS, scale)).encode()).hexdigest(),
+        code=(*NETWORK, "experiments.grid:Subject", "diffusion:guided"),
+        labels=DIGITS,
+        guidance_scale=scale,
+    )
+
+
+def agreement(images: Tensor) -> Estimate:
+    """Return the share of images (N, 1, 28, 28) that are read as the digit asked for."""
+    asked = torch.arange(len(images)) % len(DIGITS)
+    right = (features(images, load_classifier())[1].argmax(1) == asked).double()
+    return Estimate(right.mean().item(), right.std().item() / len(right) ** 0.5)
+
+
+def guidance_table(figures: Figures) -> str:
+    """Return one row per scale and eta, one column per measure."""
+    rows = [
+        [
+            f"{row}, η = {eta:g}" if row == NO_LABEL else f"scale {row}, η = {eta:g}",
+            *(with_se(measured[m], form) if m in measured else "–" for m, form in MEASURES.items()),
+        ]
+        for (eta, row), measured in sorted(figures.items(), key=lambda item: item[0][0])
+    ]
+    return markdown_table(["", *MEASURES], rows)
+
+
+def draw_guidance(blocks: Mapping[str, Figures], path: Path) -> None:
+    """Draw every measure against the scale: a row per checkpoint, a line per eta."""
+    figure, axes = new_figure(len(blocks), len(MEASURES), 3 * len(MEASURES), 2.9 * len(blocks))
+    for row, (title, figures) in zip(axes, blocks.items(), strict=True):
+        etas = sorted({eta for eta, _ in figures})
+        for ax, measure_name in zip(row, MEASURES, strict=True):
+            for eta, colour in eta_colours(etas).items():
+                estimates = [figures[eta, f"{scale:g}"][measure_name] for scale in SCALES]
+                draw_estimates(ax, SCALES, estimates, colour, f"η = {eta:g}")
+            ax.set(xlabel="guidance scale", title=measure_name)
+            ax.grid(alpha=0.3)
+        row[0].set_ylabel(title, fontsize=8)
+    axes[0, 0].legend(fontsize=8)
+    save_figure(figure, path)

@@ -1,0 +1,121 @@
+"""How long must a model be trained, and does noise matter less as the network improves?
+
+`train.py --keep` keeps the EMA weights of a run at some of its steps. Where such checkpoints lie
+beside a checkpoint of the study, they are sampled as it is. They are of the same run, and only the
+last one was trained to the end of its learning rate's schedule. ± is a 95 % interval for a run with
+another seed of sampling. The exponent says how the distance above that of real images falls from
+the row before: as images^exponent.
+
+Karras et al. 2022 (arXiv:2206.00364, figure 5) find that noise helps one network and harms a better
+one, on the same data. So η = 1 should lose its lead over η = 0 as the training goes on: the ratio
+of the two distances is in the table, too.
+
+Writes one table per checkpoint and length.png.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+from lab.pictures import new_figure, save_figure
+
+from experiments.common import Study
+from experiments.estimates import Estimate, quotient
+from experiments.figures import draw_estimates, eta_colours
+from experiments.grid import SNAPSHOTS, Subject, load_relatives, make_cells
+from experiments.tables import captioned, markdown_table, number, with_margin, with_se
+
+TITLE = "How long trained?"
+TABLES = ("length",)
+FIGURES = {"length.png": "Fréchet distance against the number of training images"}
+
+STEPS = 50
+
+Lengths = dict[int, dict[float, Estimate]]  # distances, by training images and eta
+
+
+def run(study: Study) -> dict[str, str]:
+    """Draw the figure and return the table; nothing if no checkpoint has others beside it."""
+    etas = list(dict.fromkeys(study.extremes))
+    measured = {s.label: measure(study, s, etas) for s in study.subjects}
+    measured = {label: lengths for label, lengths in measured.items() if len(lengths) > 1}
+    if not study.process.is_first or not measured:
+        return {}
+    titles = {subject.label: subject.title for subject in study.subjects}
+    reference = study.reference(study.settings.n)
+    draw_lengths(measured, titles, reference, study.out / "length.png")
+    blocks = [
+        captioned(titles[label], length_table(lengths, reference["frechet"]))
+        for label, lengths in measured.items()
+    ]
+    return {"length": "\n\n".join(blocks)}
+
+
+def measure(study: Study, subject: Subject, etas: list[float]) -> Lengths:
+    """Return the distances of a checkpoint and of those before it; empty on other processes."""
+    s, device = study.settings, study.process.device
+    snapshots = load_relatives(subject, SNAPSHOTS, device)
+    every = [*snapshots.values(), subject]
+    if not snapshots:
+        return {}
+    steps = min(STEPS, subject.num_train_timesteps)
+    cells = make_cells(every, [steps], etas, s.images, s.repetitions)
+    results = study.measure(cells, every)
+    if not study.process.is_first:
+        return {}
+    return {
+        one.contents["training"]["images"]: {
+            eta: results.estimate(one.label, steps, eta) for eta in etas
+        }
+        for one in every
+    }
+
+
+def length_table(lengths: Lengths, reference: float) -> str:
+    """Return one row per number of training images.
+
+    Args:
+        reference: the distance of real images.
+    """
+    etas = list(next(iter(lengths.values())))
+    head = ["training images"]
+    for eta in etas:
+        head += [f"η = {eta:g}", "exponent"]
+    if len(etas) > 1:
+        head.append(f"η = {etas[0]:g} over η = {etas[-1]:g}")
+    before, rows = {}, []
+    for images, distances in sorted(lengths.items()):
+        row = [f"{images:,}"]
+        for eta in etas:
+            slope = exponent(before.get(eta), (images, distances[eta].mean - reference))
+            before[eta] = images, distances[eta].mean - reference
+            row += [with_margin(distances[eta]), number(slope, ".2f")]
+        if len(etas) > 1:
+            row.append(with_se(quotient(distances[etas[0]], distances[etas[-1]]), ".2f"))
+        rows.append(row)
+    return markdown_table(head, rows)
+
+
+def exponent(a: tuple[int, float] | None, b: tuple[int, float]) -> float:
+    """Return p of y ~ x^p through two points (x, y); nan without a point or with y <= 0."""
+    if a is None or min(a[1], b[1]) <= 0:
+        return math.nan
+    return math.log(b[1] / a[1]) / math.log(b[0] / a[0])
+
+
+def draw_lengths(
+    measured: Mapping[str, Lengths], titles: Mapping[str, str], reference: dict, path: Path
+) -> None:
+    """Draw distance against training images: a panel for each model, a line for each eta."""
+    figure, axes = new_figure(1, len(measured), 4.6 * len(measured), 3.8)
+    for ax, (label, lengths) in zip(axes[0], measured.items(), strict=True):
+        images = sorted(lengths)
+        etas = list(lengths[images[0]])
+        for eta, colour in eta_colours(etas).items():
+            draw_estimates(ax, images, [lengths[i][eta] for i in images], colour, f"η = {eta:g}")
+        ax.axhline(reference["frechet"], color="grey", ls="--", lw=1, label="real images")
+        ax.set(xscale="log", yscale="log", xlabel="training images", title=titles[label])
+        ax.grid(alpha=0.3, which="both")
+    axes[0, 0].set_ylabel("Fréchet distance (LeNet features)")
+    axes[0, 0].legend(fontsize=8)
+    save_figure(figure, path)

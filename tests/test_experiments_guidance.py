@@ -1,0 +1,153 @@
+"""experiments/guidance.py, by fake rows and by images of known digits."""
+
+from dataclasses import replace
+
+from lab.distributed import Process
+from lab.errors import UserError
+
+import pytest
+import torch
+
+from diffusion import guided
+from experiments import grid, guidance
+from experiments.common import Settings, Study
+from experiments.estimates import Estimate, Results
+from experiments.grid import Cell, Subject, make_cells
+
+ALONE = Process(torch.device("cpu"))
+CONFIG = {"scheduler": {"prediction_type": "v_prediction"}}
+SETTINGS = Settings((1, 50), (4,), (0.0, 1.0), 100, 100, 1, 0, 100, "data", None)
+LABELLED = Subject("net-labels", "net-labels.pt", "1" * 64, None, CONFIG)
+
+
+class FakeStudy(Study):
+    """A study whose precision is a tenth of the scale."""
+
+    def measure(self, cells, subjects):
+        self.rows |= dict.fromkeys(cells)
+        scales = {s.label: s.guidance_scale if s.labels else 0 for s in subjects}
+        rows = [vars(cell) | {"prediction": "v"} for cell in cells]
+        for row in rows:
+            row |= {"frechet": 5.0 + row["eta"], "frechet_se": 0.5, "recall": 0.5, "recall_se": 0}
+            row |= {"precision": scales[row["model"]] / 10, "precision_se": 0.01}
+        return Results(rows if self.process.is_first else [])
+
+    def images_of(self, cell: Cell):
+        return cell
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Beside net.pt lies net-labels.pt; nothing lies beside other.pt."""
+    (tmp_path / "net-labels.pt").touch()
+    monkeypatch.setattr(guidance, "load_subjects", lambda paths, device: [LABELLED])
+    monkeypatch.setattr(guidance, "agreement", lambda cell: Estimate(0.9, 0.01))
+    subjects = [
+        Subject(label, f"{label}.pt", "0" * 64, None, CONFIG, folder=tmp_path)
+        for label in ("net", "other")
+    ]
+    settings = replace(SETTINGS, out=tmp_path / "out")
+    settings.out.mkdir()
+    return FakeStudy(settings, ALONE, subjects, "python study.py")
+
+
+def test_the_table_has_a_row_per_scale_and_eta(study):
+    lines = guidance.run(study)["guidance"].splitlines()
+    assert lines[0] == "**v-prediction (net-labels)**"
+    assert lines[2] == "|  | frechet | precision | recall | agreement |"
+    assert [line.split(" | ")[0] for line in lines[4:]] == [
+        *("| no label, η = 0", *(f"| scale {s}, η = 0" for s in ("1", "1.5", "2", "4"))),
+        *("| no label, η = 1", *(f"| scale {s}, η = 1" for s in ("1", "1.5", "2", "4"))),
+    ]
+    assert lines[4].endswith("| 5.0 ± 0.5 | 0.000 ± 0.010 | 0.500 ± 0.000 | – |")
+    assert lines[-1].endswith("| 6.0 ± 0.5 | 0.400 ± 0.010 | 0.500 ± 0.000 | 0.900 ± 0.010 |")
+    assert (study.out / "guidance.png").stat().st_size > 5000
+    assert len({cell.sha256 for cell in study.rows}) == 5 == len({c.model for c in study.rows})
+
+
+def test_without_a_checkpoint_with_labels_there_is_no_table(study):
+    study.subjects = study.subjects[1:]
+    assert guidance.run(study) == {} == study.rows
+
+
+def test_a_guided_cell_is_the_sample_of_the_guided_model():
+    """Image i asks for digit i % 10, whatever the batch that it is in."""
+
+    def network(x, t, labels):
+        return 0.01 * x * (labels.view(-1, 1, 1, 1) + 1)
+
+    network.config = {"num_classes": 10}
+    config = {"beta_schedule": "cosine", "prediction_type": "epsilon"}
+    subject = replace(LABELLED, model=network, contents={"scheduler": config})
+    asking = guidance.asking(subject, 2.0)
+    (cell,) = make_cells([asking], [3], [0.0], lambda _: 13)
+    images, _ = grid.sample_cell(cell, asking, ALONE, batch_size=5)
+    indices = torch.arange(13)
+    scheduler = asking.scheduler()
+    scheduler.set_timesteps(3)
+    model = guided(network, indices % 10, 2.0)
+    x = guidance_sample(model, scheduler, indices)
+    assert torch.equal(images, grid.to_uint8(x))
+    other = guided(network, indices % 10, 1.0)
+    assert not torch.equal(images, grid.to_uint8(guidance_sample(other, scheduler, indices)))
+
+
+def guidance_sample(model, scheduler, indices):
+    return grid.sample(model, scheduler, indices, grid.SHAPE, seed=0, eta=0.0)
+
+
+def test_agreement_is_the_share_read_as_the_digit_of_its_number(monkeypatch):
+    probs = torch.eye(10)[torch.arange(20) % 10].roll(1, 1)[[*range(10), *[9] * 10]]
+    probs[:6] = torch.eye(10)[:6]  # six of twenty are right, and image 10 asks for a 0: so is it
+    monkeypatch.setattr(guidance, "features", lambda images, _: (None, probs))
+    monkeypatch.setattr(guidance, "load_classifier", lambda: None)
+    e = guidance.agreement(torch.zeros(20, 1, 28, 28))
+    assert e.mean == 7 / 20
+    assert e.se == pytest.approx((0.35 * 0.65 / 19) ** 0.5)
+
+
+# ----------------------------------------------------------- checkpoints beside a checkpoint
+
+
+def test_relatives_are_named_after_the_checkpoint(tmp_path, monkeypatch):
+    for name in ("a", "a-8steps", "a-1step", "a-16steps.1", "a-step100", "ab-4steps", "b-2steps"):
+        (tmp_path / f"{name}.pt").touch()
+    asked = []
+
+    def load(paths, device, are_students):
+        asked.append(are_students)
+        return [path.name for path in paths]
+
+    monkeypatch.setattr(grid, "load_subjects", load)
+    subject = Subject("a", "a.pt", "0" * 64, None, CONFIG, folder=tmp_path)
+    students = grid.load_relatives(subject, grid.STUDENTS, ALONE.device)
+    assert students == {1: "a-1step.pt", 8: "a-8steps.pt"}
+    assert list(students) == [1, 8]
+    snapshots = grid.load_relatives(subject, grid.SNAPSHOTS, ALONE.device)
+    assert snapshots == {100: "a-step100.pt"}
+    assert asked == [True, False]
+
+
+def test_a_student_is_sampled_at_its_own_timesteps():
+    seen = []
+
+    def network(x, t):
+        seen.append(int(t))
+        return 0.1 * x
+
+    config = {"beta_schedule": "cosine", "prediction_type": "epsilon"}
+    student = replace(LABELLED, model=network, contents={"scheduler": config, "timesteps": [7, 3]})
+    (cell,) = make_cells([student], [2], [0.0], lambda _: 4)
+    grid.sample_cell(cell, student, ALONE, batch_size=4)
+    assert seen == [7, 3]
+
+
+def test_students_are_refused_where_they_are_not_wanted(monkeypatch, tmp_path):
+    path = tmp_path / "s-2steps.pt"
+    path.touch()
+    contents = {"image_shape": (1, 28, 28), "timesteps": [7, 3], "scheduler": {}}
+    monkeypatch.setattr(grid, "load_model", lambda path, device: (None, contents))
+    with pytest.raises(UserError, match="student"):
+        grid.load_subjects([path], ALONE.device)
+    (student,) = grid.load_subjects([path], ALONE.device, are_students=True)
+    assert student.label == "s-2steps" and student.folder == tmp_path
