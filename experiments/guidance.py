@@ -8,7 +8,7 @@ standard error.
 The checkpoint is the one named after a checkpoint of the study: mnist-v-labels.pt beside
 mnist-v.pt.
 
-Writes one table per checkpoint, and guidance.png.
+Writes one table per checkpoint; guidance.png; and guided-digits.png, the same noise at some scales.
 """
 
 import hashlib
@@ -24,16 +24,20 @@ from torch import Tensor
 
 from experiments.common import Study
 from experiments.estimates import Estimate
-from experiments.figures import draw_estimates, eta_colours
+from experiments.figures import draw_estimates, draw_panels, eta_colours
 from experiments.grid import NETWORK, Subject, load_subjects, make_cells
 from experiments.tables import captioned, markdown_table, with_se
 
 TITLE = "Guidance"
 TABLES = ("guidance",)
-FIGURES = {"guidance.png": "Fréchet distance, precision, recall and agreement against the scale"}
+FIGURES = {
+    "guidance.png": "Fréchet distance, precision, recall and agreement against the scale",
+    "guided-digits.png": "The same noise at several guidance scales",
+}
 
 STEPS = 20
-SCALES = (1.0, 1.5, 2.0, 4.0)
+SCALES = (1.0, 1.5, 2.0, 4.0, 8.0)
+SHOWN = (1.0, 2.0, 4.0, 8.0)  # in guided-digits.png
 DIGITS = tuple(range(10))
 MEASURES = {  # and how a table shows them
     "frechet": ".1f",
@@ -42,27 +46,32 @@ MEASURES = {  # and how a table shows them
     "agreement": ".3f",
 }
 NO_LABEL = "no label"
+CODE = (*NETWORK, "experiments.grid:Subject", "diffusion:guided")  # of the model, see keys.py
 
 Figures = dict[tuple[float, str], dict[str, Estimate]]  # by eta and row, then by measure
 
 
 def run(study: Study) -> dict[str, str]:
     """Draw the figure and return the table; nothing if there is no checkpoint with labels."""
-    blocks = {}
+    blocks, panels = {}, {}
     for subject in study.subjects:
         path = subject.folder / f"{Path(subject.path).stem}-labels.pt"
         if path.exists():
             (labelled,) = load_subjects([path], study.process.device)
-            blocks[labelled.title] = measure(study, labelled)
+            blocks[labelled.title] = measure(study, labelled, panels)
     if not study.process.is_first or not blocks:
         return {}
     draw_guidance(blocks, study.out / "guidance.png")
+    draw_panels(panels, 2 * len(DIGITS), 6, 0.4, study.out / "guided-digits.png")
     tables = [captioned(title, guidance_table(figures)) for title, figures in blocks.items()]
     return {"guidance": "\n\n".join(tables)}
 
 
-def measure(study: Study, labelled: Subject) -> Figures:
-    """Return the figures of a network with labels. All processes must call this."""
+def measure(study: Study, labelled: Subject, panels: dict[tuple[str, str], Tensor]) -> Figures:
+    """Return the figures of a network with labels. All processes must call this.
+
+    It adds the first images of the smallest eta to the panels, by row and column of a figure.
+    """
     s = study.settings
     rows = {NO_LABEL: labelled} | {f"{scale:g}": asking(labelled, scale) for scale in SCALES}
     steps = [min(STEPS, labelled.num_train_timesteps)]
@@ -80,7 +89,10 @@ def measure(study: Study, labelled: Subject) -> Figures:
             if m != "agreement"
         }
         if row != NO_LABEL:
-            measured["agreement"] = agreement(study.images_of(cell))
+            images = study.images_of(cell)
+            measured["agreement"] = agreement(images)
+            if cell.eta == etas[0] and float(row) in SHOWN:
+                panels[f"scale {row}", labelled.label] = images[: 2 * len(DIGITS)]
         figures[cell.eta, row] = measured
     return figures
 
@@ -91,7 +103,7 @@ def asking(labelled: Subject, scale: float) -> Subject:
         labelled,
         label=f"{labelled.label}, scale {scale:g}",
         sha256=hashlib.sha256(repr((labelled.sha256, DIGITS, scale)).encode()).hexdigest(),
-        code=(*NETWORK, "experiments.grid:Subject", "diffusion:guided"),
+        code=CODE,
         labels=DIGITS,
         guidance_scale=scale,
     )

@@ -10,7 +10,8 @@ Some rows must agree up to rounding. DDPM with the variance β̃ is DDIM at η =
 its first and its last step as DDIM does, so at 1 and 2 steps it is DDIM.
 
 Writes a table of Fréchet distances per checkpoint, with the best of each column in bold; a table of
-the best sampler at each number of calls; and samplers.png.
+the best sampler at each number of calls; samplers.png; and students.png, the same noise with the
+checkpoint and with its students.
 """
 
 import math
@@ -21,16 +22,22 @@ from pathlib import Path
 from lab.data import load_dataset
 from lab.pictures import new_figure, save_figure
 
+from torch import Tensor
+
 from experiments.common import Study
 from experiments.denoiser import exact_subject
 from experiments.estimates import Estimate, z_score
-from experiments.figures import draw_estimates, eta_colours
+from experiments.figures import draw_estimates, draw_panels, eta_colours
 from experiments.grid import STUDENTS, Subject, load_relatives, make_cells
 from experiments.tables import best_in_bold, captioned, markdown_table, with_margin
 
 TITLE = "Which sampler, with k network calls?"
 TABLES = ("samplers", "calls")
-FIGURES = {"samplers.png": "Fréchet distance against the number of steps, one line per sampler"}
+FIGURES = {
+    "samplers.png": "Fréchet distance against the number of steps, one line per sampler",
+    "students.png": "The same noise, by each checkpoint and by its students",
+}
+SHOWN = 10  # images of a panel of students.png
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ def run(study: Study) -> dict[str, str]:
     if not study.process.is_first:
         return {}
     titles = {subject.label: subject.title for subject in study.subjects}
+    if panels := students_panels(study):
+        draw_panels(panels, SHOWN, 4, 0.45, study.out / "students.png")
     draw_samplers(measured, titles, study.reference(s.n), study.out / "samplers.png")
     return tables(measured, titles, study.names)
 
@@ -153,6 +162,21 @@ def advice(distances: Distances, k: int) -> list[str]:
             usable[name] = e
     best, *others = sorted(usable, key=lambda name: usable[name].mean)
     return [best, *(name for name in others if z_score(usable[name], usable[best]) < 2)]
+
+
+def students_panels(study: Study) -> dict[tuple[str, str], Tensor]:
+    """Return the first images, without noise in the steps, of checkpoints and of their students.
+
+    They are by row and column of the figure. Equal numbers of steps are in one row.
+    """
+    s, panels = study.settings, {}
+    for subject in study.subjects:
+        for k, student in load_relatives(subject, STUDENTS, study.process.device).items():
+            for column, one in (("", subject), (", students", student)) if k in s.calls else ():
+                cell = make_cells([one], [k], [0.0], s.images)[0]
+                key = "1 step" if k == 1 else f"{k} steps", study.names[subject.label] + column
+                panels[key] = study.images_of(cell)[:SHOWN]
+    return panels
 
 
 def draw_samplers(

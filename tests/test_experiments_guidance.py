@@ -33,7 +33,7 @@ class FakeStudy(Study):
         return Results(rows if self.process.is_first else [])
 
     def images_of(self, cell: Cell):
-        return cell
+        return torch.zeros(100, 1, 28, 28, dtype=torch.uint8)
 
 
 @pytest.fixture
@@ -56,13 +56,14 @@ def test_the_table_has_a_row_per_scale_and_eta(study):
     assert lines[0] == "**v-prediction (net-labels)**"
     assert lines[2] == "|  | frechet | precision | recall | agreement |"
     assert [line.split(" | ")[0] for line in lines[4:]] == [
-        *("| no label, η = 0", *(f"| scale {s}, η = 0" for s in ("1", "1.5", "2", "4"))),
-        *("| no label, η = 1", *(f"| scale {s}, η = 1" for s in ("1", "1.5", "2", "4"))),
+        *("| no label, η = 0", *(f"| scale {s}, η = 0" for s in ("1", "1.5", "2", "4", "8"))),
+        *("| no label, η = 1", *(f"| scale {s}, η = 1" for s in ("1", "1.5", "2", "4", "8"))),
     ]
     assert lines[4].endswith("| 5.0 ± 0.5 | 0.000 ± 0.010 | 0.500 ± 0.000 | – |")
-    assert lines[-1].endswith("| 6.0 ± 0.5 | 0.400 ± 0.010 | 0.500 ± 0.000 | 0.900 ± 0.010 |")
+    assert lines[-1].endswith("| 6.0 ± 0.5 | 0.800 ± 0.010 | 0.500 ± 0.000 | 0.900 ± 0.010 |")
     assert (study.out / "guidance.png").stat().st_size > 5000
-    assert len({cell.sha256 for cell in study.rows}) == 5 == len({c.model for c in study.rows})
+    assert (study.out / "guided-digits.png").stat().st_size > 5000
+    assert len({cell.sha256 for cell in study.rows}) == 6 == len({c.model for c in study.rows})
 
 
 def test_without_a_checkpoint_with_labels_there_is_no_table(study):

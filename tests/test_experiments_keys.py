@@ -6,7 +6,7 @@ import shutil
 import pytest
 from helpers import ROOT
 
-from experiments import keys
+from experiments import guidance, keys
 from experiments.keys import code_key, digest
 
 START = ("formula:f",)
@@ -114,10 +114,11 @@ STARTS = {
     "dpm++": keys.images_of("dpm++"),
     "ddpm-large": keys.images_of("ddpm-large"),
     "ddpm-optimal": keys.images_of("ddpm-optimal"),
+    "guided": keys.images_of("ddim", guidance.CODE),
     "score": keys.SCORES,
     "training": keys.TRAININGS,
 }
-IMAGES = {"ddim", "ddpm", "dpm++", "ddpm-large", "ddpm-optimal"}
+IMAGES = {"ddim", "ddpm", "dpm++", "ddpm-large", "ddpm-optimal", "guided"}
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +153,8 @@ def find(tree, name):
         ("diffusion", "training_loss", {"training"}),
         ("scheduler", "make_betas", IMAGES | {"training"}),
         ("scheduler", "DDPMScheduler.step", IMAGES | {"training"}),
-        ("scheduler", "DDIMScheduler.step", {"ddim", "dpm++"}),  # which inherits from it
+        ("diffusion", "guided", {"guided"}),
+        ("scheduler", "DDIMScheduler.step", {"ddim", "dpm++", "guided"}),  # which inherits from it
         ("scheduler", "DPMSolverMultistepScheduler.step", {"dpm++"}),
         ("unet", "UNet.forward", IMAGES | {"training"}),
         ("lab.noise", "image_noise", IMAGES),

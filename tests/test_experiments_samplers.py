@@ -43,6 +43,11 @@ class FakeStudy(Study):
         assert n == 100
         return {"frechet": 5.0}
 
+    def images_of(self, cell):
+        assert cell in self.rows
+        pixels = torch.zeros(100, 1, 28, 28, dtype=torch.uint8)
+        return pixels + (cell.model == "a")
+
 
 @pytest.fixture
 def study(tmp_path, monkeypatch):
@@ -104,6 +109,16 @@ def test_the_advice_names_the_best_and_what_is_not_significantly_worse(study):
         " | DPM-Solver++, η = 1, or DPM-Solver++, η = 0 | 511.0 ± 1.4 |",
         "| 20 | DPM-Solver++, η = 1 | 51.0 ± 1.2 | DPM-Solver++, η = 1 | 61.0 ± 1.2 |",
     ]
+
+
+def test_the_same_noise_is_shown_with_the_checkpoint_and_its_students(study):
+    samplers.run(study)
+    panels = samplers.students_panels(study)
+    assert {key: int(images.max()) for key, images in panels.items()} == {
+        ("2 steps", "a"): 1,
+        ("2 steps", "a, students"): 0,
+    }
+    assert (study.out / "students.png").stat().st_size > 3000
 
 
 def test_lines_that_are_one_sampler_are_named_once():
