@@ -125,6 +125,7 @@ def test_a_quick_study_writes_what_it_says(quick):
         "images",
         "agreement",
         "time",
+        "likelihood",
         "why-v",
         "interpolation",
         "pairs",
