@@ -2,8 +2,11 @@
 
 import csv
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
+from lab.distributed import Process
 from lab.errors import UserError
 
 import pytest
@@ -16,6 +19,7 @@ from experiments import (
     cost,
     eta,
     exact,
+    length,
     prediction,
     ranges,
     samplers,
@@ -23,9 +27,8 @@ from experiments import (
     steps,
     training,
 )
-from experiments.denoiser import EXACT
+from experiments.common import HEADLINE, Study
 from experiments.estimates import Estimate, Results
-from experiments.grid import load_subjects
 from experiments.tables import (
     best_in_bold,
     markdown_table,
@@ -168,40 +171,82 @@ def all_tables(grid, trained, trainings, variances):
     }
 
 
-def by_line(rows):
-    """Return the rows of each line of the experiment of samplers."""
-    return {
-        name: Results([r for r in rows if setting(r) == line and r["steps"] in samplers.STEPS])
-        for name, line in samplers.LINES.items()
-    }
+class Missing(Exception):
+    """A cell is not in results.csv."""
 
 
-def setting(row):
-    return row["sampler"], row["eta"]
+class Replay(Study):
+    """A study that measures nothing: it reads results.csv."""
+
+    def measure(self, cells, subjects):
+        try:
+            return Results([self.rows[key_of(vars(cell))] for cell in cells])
+        except KeyError as missing:
+            raise Missing(str(missing)) from None
+
+    def images_of(self, cell):
+        return torch.zeros(20, 1, 28, 28, dtype=torch.uint8)
 
 
-def exact_tables(rows, grid):
-    """Return the tables with the exact denoiser; those whose cells are missing are empty."""
-    tables = dict.fromkeys((*exact.TABLES, *ranges.TABLES), "")
-    mine = Results([row for row in rows if row["model"] == EXACT])
-    if mine.rows:
-        tables |= exact.tables(exact.joined(mine, grid))
-    if any(" at log-SNR " in row["model"] for row in rows):
-        here = [r for r in rows if r["steps"] == ranges.STEPS and r["eta"] in mine.etas]
-        subjects = load_subjects([ROOT / path for path in study.CHECKPOINTS], torch.device("cpu"))
-        blocks = [ranges.ranges_table(Results(here), subject) for subject in subjects]
-        tables["ranges"] = "\n\n".join(blocks)
-    return tables
+def key_of(row):
+    return tuple(row[column] for column in ("model", "sampler", "steps", "eta", "n", "seed"))
 
 
-def test_the_tables_of_the_shipped_study_are_those_of_its_rows():
-    """No number was typed: only the setup has more than the rows know."""
+def in_grid(row):
+    """Return whether the cell of a row is one of the grid, and not of another experiment."""
+    seeds = study.FULL["seeds"] if row["steps"] in HEADLINE else 1
+    wanted = row["steps"] in study.FULL["steps"] and row["eta"] in study.FULL["eta"]
+    return row["sampler"] == "ddim" and wanted and row["seed"] < seeds
+
+
+@pytest.fixture
+def replay(tmp_path, monkeypatch, data_dir):
+    """The shipped study, of shipped checkpoints and of those beside them that its rows name."""
     rows = read_rows(ROOT / "results" / "results.csv")
+    args = study.parse_args([])
+    args.out, args.data = tmp_path, str(data_dir)
+    replay = study.make_study(args, Process(torch.device("cpu")))
+    replay = Replay(**vars(replay) | {"rows": {key_of(row): row for row in rows}})
+
+    def relatives(subject, ending, device):
+        found = {row["model"]: row["sha256"] for row in rows}
+        matches = {m: re.fullmatch(f"{re.escape(subject.label)}-{ending}", m) for m in found}
+        return {
+            int(match[1]): replace(
+                subject,
+                label=model,
+                sha256=found[model],
+                contents=subject.contents | {"training": {"images": 64 * int(match[1])}},
+            )
+            for model, match in sorted(matches.items(), key=lambda m: m[1] and int(m[1][1]) or 0)
+            if match
+        }
+
+    for module in (samplers, length):
+        monkeypatch.setattr(module, "load_relatives", relatives)
+    images = torch.zeros(3, 1, 28, 28, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
+    for module in (samplers, exact, ranges):
+        monkeypatch.setattr(module, "load_dataset", lambda *_: images)
+    return replay
+
+
+def replayed(experiment, replay):
+    """Return the tables of an experiment; they must be empty if cells are missing."""
+    try:
+        return dict.fromkeys(experiment.TABLES, "") | experiment.run(replay)
+    except Missing:
+        return dict.fromkeys(experiment.TABLES, "")
+
+
+@pytest.mark.slow
+def test_the_tables_of_the_shipped_study_are_those_of_its_rows(replay):
+    """No number was typed: only the setup has more than the rows know."""
+    rows = list(replay.rows.values())
     trainings = make_trainings(64_000, 3)
     trained_names = {t.name for t in trainings}
     labels = {Path(path).stem for path in study.CHECKPOINTS}
     shipped = [row for row in rows if row["model"] in labels]
-    grid = Results([row for row in shipped if row["sampler"] == "ddim"])
+    grid = Results([row for row in shipped if in_grid(row)])
     trained = Results([row for row in rows if row["model"] in trained_names])
     assert grid.rows and trained.rows
     variances = {
@@ -211,10 +256,8 @@ def test_the_tables_of_the_shipped_study_are_those_of_its_rows():
     measured = all(results.rows for results in variances.values())  # else the table is empty
     tables = all_tables(grid, trained, trainings, variances if measured else {})
     del tables["setup"], tables["copying"]
-    lines = by_line(shipped)
-    measured = all(line.rows for line in lines.values())  # else the table must be empty
-    tables |= samplers.tables(lines) if measured else {"samplers": ""}
-    tables |= exact_tables(rows, grid)
+    for experiment in (samplers, length, exact, ranges):
+        tables |= replayed(experiment, replay)
     text = (ROOT / "results" / "STUDY.md").read_text(encoding="utf-8")
     assert set(names(text)) == {n for m in study.EXPERIMENTS.values() for n in m.TABLES}
     assert refresh(text, tables) == (text, [])
