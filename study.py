@@ -35,6 +35,7 @@ from lab.files import write_atomically
 from tqdm import tqdm
 
 from experiments import (
+    calibration,
     copying,
     cost,
     eta,
@@ -70,6 +71,7 @@ EXPERIMENTS = {  # in the order of STUDY.md
     "training": training,
     "exact": exact,
     "ranges": ranges,
+    "calibration": calibration,
 }
 CHECKPOINTS = ("checkpoints/mnist-v.pt", "checkpoints/mnist-eps.pt")
 FULL = {
@@ -80,7 +82,7 @@ FULL = {
     "train_images": 64_000,
     "out": ROOT / "results",
 }
-NOT_QUICK = {"ranges"}  # left out by --quick, unless it is asked for by name
+NOT_QUICK = {"ranges", "calibration"}  # left out by --quick, unless it is asked for by name
 QUICK = {
     "steps": (1, 5, 20),
     "eta": (0.0, 1.0),
