@@ -415,6 +415,7 @@ def test_a_score_does_not_depend_on_shape_container_or_run(real_images, real_sco
     json.dumps(real_score)
 
 
+@pytest.mark.slow
 def test_standard_errors_of_mnists_features_are_the_spread_over_draws(two_sets):
     """Draws of 500 from 1,000 digits with a gap, against the test split."""
     feats, test = features(two_sets[1])[0], metrics._test_features(WEIGHTS, DATA)
