@@ -65,60 +65,78 @@ from torch import Tensor
 from tqdm import tqdm
 
 MIN_SAMPLES = 100  # fewer samples say little about the spread of 84 features
-SUBSETS = 10  # each is left out in turn for the standard errors
 TEST_NEAREST = 2000  # test images whose nearest training image is searched
 
 
 # -------------------------------------------- the measures, on features (N, D), D > 1, of any kind
 
 
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Return |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) in float64 (Heusel 2017 eq. 6)."""
+def frechet_distance(a: Tensor, b: Tensor) -> tuple[float, float]:
+    """Return the Fréchet distance (Heusel 2017 eq. 6) and its standard error, in float64.
+
+    The error is that of `a` alone, to first order: the standard deviation over the rows of their
+    influence, divided by sqrt(N). The influence of x is the derivative of the distance by h when
+    the distribution of `a` becomes (1 - h) times itself plus h times the point x.
+
+    Near its minimum the distance is not linear, and the error is too large: measured for real
+    images, 1.5 times the spread over draws of 1,000; at distances above 20, 0.9 to 1.1 times.
+    """
     a, b = a.double(), b.double()
     cov_a, cov_b = a.T.cov(), b.T.cov()
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T  # C_a^(1/2)
-    # C_a C_b has the eigenvalues of the symmetric C_a^(1/2) C_b C_a^(1/2): no general matrix root
-    tr_root = torch.linalg.eigvalsh(root @ cov_b @ root).clamp(min=0).sqrt().sum()
-    mean = (a.mean(0) - b.mean(0)).square().sum()
-    return (mean + cov_a.trace() + cov_b.trace() - 2 * tr_root).item()
+    x, shift = a - a.mean(0), a.mean(0) - b.mean(0)
+    values, vectors = torch.linalg.eigh(cov_b)
+    root = vectors * values.clamp(min=0).sqrt() @ vectors.T  # R = C_b^(1/2)
+    # C_a C_b has the eigenvalues of the symmetric R C_a R: no general matrix root
+    values, vectors = torch.linalg.eigh(root @ cov_a @ root)
+    # distance = |mu_a - mu_b|^2 + tr(C_a + C_b - 2 (R C_a R)^(1/2))
+    tr_root = values.clamp(min=0).sqrt().sum()
+    distance = shift.square().sum() + cov_a.trace() + cov_b.trace() - 2 * tr_root
+    # influence = 2 (mu_a - mu_b).x + x' (I - R (R C_a R)^(-1/2) R) x + constant, for x minus mu_a.
+    # The inverse leaves out what is 0 but for rounding: no row has a part in those directions.
+    kept = values > values.max() * len(values) * torch.finfo(values.dtype).eps
+    scaled = x @ root @ vectors[:, kept] / values[kept].pow(1 / 4)
+    influence = 2 * x @ shift + x.square().sum(1) - scaled.square().sum(1)
+    return distance.item(), _standard_error(influence)
 
 
 def kid(a: Tensor, b: Tensor) -> tuple[float, float]:
     """Return KID and its standard error: unbiased MMD^2 with k(x, y) = (x.y / D + 1)^3.
 
-    Binkowski 2018; the estimator is Gretton et al. 2012, eq. 3. The error is that of `a` alone.
+    Binkowski 2018; the estimator is Gretton et al. 2012, eq. 3. The error is that of `a` alone, to
+    first order, as that of the Fréchet distance. The influence of x is twice w(x), the mean of
+    k(x, y) over the other rows y of `a` minus its mean over `b`.
+
     With u = (x / sqrt(D), 1) the kernel is (u.v)^3, the inner product of the outer cubes of u and
     v. So a sum of k over pairs is one inner product of sums over samples: exact, and linear in N.
     """
     u, v = (torch.cat([x.double() / x.shape[1] ** 0.5, x.new_ones(len(x), 1)], 1) for x in (a, b))
     m, n = len(u), len(v)
-    parts = [u[index] for index in _subsets(m)]
-    sums = torch.stack([_sum_of_cubes(part) for part in parts])
-    selfs = torch.stack([_self_kernels(part) for part in parts])
-    total_v = _sum_of_cubes(v)
-    k_vv = (total_v.square().sum() - _self_kernels(v)) / (n * (n - 1))
-
-    def mmd2(total_u: Tensor, self_u: Tensor, m: int) -> float:
-        k_uu = (total_u.square().sum() - self_u) / (m * (m - 1))
-        k_uv = (total_u * total_v).sum() / (m * n)
-        return (k_uu + k_vv - 2 * k_uv).item()
-
-    total_u, self_u = sums.sum(0), selfs.sum()
-    left_out = [
-        mmd2(total_u - sums[i], self_u - selfs[i], m - len(part)) for i, part in enumerate(parts)
-    ]
-    return mmd2(total_u, self_u, m), _jackknife(left_out)
+    self_u, self_v = (rows.square().sum(1).pow(3) for rows in (u, v))  # k(x, x)
+    total_u, total_v = _sum_of_cubes(u), _sum_of_cubes(v)
+    k_vv = (total_v.square().sum() - self_v.sum()) / (n * (n - 1))
+    k_uv = (total_u * total_v).sum() / (m * n)
+    w = _times_cubes(u, total_u / (m - 1) - total_v / n) - self_u / (m - 1)
+    # the mean of w is k_uu - k_uv
+    return (w.mean() - k_uv + k_vv).item(), 2 * _standard_error(w)
 
 
 def _sum_of_cubes(u: Tensor) -> Tensor:
     """Return the sum of the outer cubes of the rows of u (N, E), as (E * E, E)."""
-    # 50 squares of E = 85 stay in a core's cache
-    return sum((c[:, :, None] * c[:, None, :]).flatten(1).T @ c for c in u.split(50))
+    return sum(_squares(c).T @ c for c in _chunks(u))
 
 
-def _self_kernels(u: Tensor) -> Tensor:
-    return u.square().sum(1).pow(3).sum()
+def _times_cubes(u: Tensor, cubes: Tensor) -> Tensor:
+    """Return (N,): the inner product of the outer cube of each row of u and `cubes` (E * E, E)."""
+    return torch.cat([(_squares(c) @ cubes * c).sum(1) for c in _chunks(u)])
+
+
+def _squares(u: Tensor) -> Tensor:
+    """Return the outer square of each row of u (N, E), as (N, E * E)."""
+    return (u[:, :, None] * u[:, None, :]).flatten(1)
+
+
+def _chunks(u: Tensor) -> tuple[Tensor, ...]:
+    return u.split(50)  # 50 squares of E = 85 stay in a core's cache
 
 
 def precision_recall(real: Tensor, fake: Tensor, k: int = 3) -> tuple[float, float, float, float]:
@@ -202,20 +220,9 @@ def nearest(images: Tensor, pool: Tensor) -> tuple[Tensor, Tensor]:
     return best, index
 
 
-def _subsets(n: int) -> tuple[Tensor, ...]:
-    """Split range(n) at random into SUBSETS disjoint sets of indices."""
-    return _draw(n, n).tensor_split(SUBSETS)
-
-
 def _draw(total: int, n: int) -> Tensor:
     """Draw n of range(total), always the same. MNIST's files and users' arrays have an order."""
     return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:n]
-
-
-def _jackknife(values: Sequence[float]) -> float:
-    """Return the standard error from B estimates, each without one of B subsets (Efron 1981)."""
-    values = torch.tensor(values, dtype=torch.float64)
-    return ((len(values) - 1) * values.var(correction=0)).sqrt().item()
 
 
 def _standard_error(values: Tensor) -> float:
@@ -326,8 +333,7 @@ def reference(
 def _fidelity(feats: Tensor, probs: Tensor, weights: str | Path, data_dir: str | Path) -> dict:
     test = _test_features(weights, data_dir)
     n, m = len(feats), min(len(feats), len(test))
-    parts = _subsets(n)
-    others = [torch.cat(parts[:i] + parts[i + 1 :]) for i in range(SUBSETS)]
+    frechet, frechet_se = frechet_distance(feats, test)
     kid_value, kid_se = kid(feats, test)
     # equally many of both, as in the paper: a denser set has smaller balls
     pair = test[_draw(len(test), m)], feats[_draw(n, m)]
@@ -340,8 +346,8 @@ def _fidelity(feats: Tensor, probs: Tensor, weights: str | Path, data_dir: str |
         "n": n,
         "n_test": len(test),
         "n_manifold": m,
-        "frechet": frechet_distance(feats, test),
-        "frechet_se": _jackknife([frechet_distance(feats[index], test) for index in others]),
+        "frechet": frechet,
+        "frechet_se": frechet_se,
         "kid": kid_value,
         "kid_se": kid_se,
         "precision": precision,

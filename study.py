@@ -35,6 +35,7 @@ from lab.files import write_atomically
 from tqdm import tqdm
 
 from experiments import (
+    calibration,
     copying,
     cost,
     eta,
@@ -76,6 +77,7 @@ EXPERIMENTS = {  # in the order of STUDY.md
     "exact": exact,
     "ranges": ranges,
     "guidance": guidance,
+    "calibration": calibration,
 }
 CHECKPOINTS = ("checkpoints/mnist-v.pt", "checkpoints/mnist-eps.pt")
 FULL = {
@@ -87,7 +89,8 @@ FULL = {
     "train_images": 64_000,
     "out": ROOT / "results",
 }
-NOT_QUICK = {"ranges", "length", "guidance"}  # left out by --quick, unless it is asked for by name
+# left out by --quick, unless it is asked for by name
+NOT_QUICK = {"ranges", "length", "guidance", "calibration"}
 QUICK = {
     "steps": (1, 5, 20),
     "calls": (4, 16),
