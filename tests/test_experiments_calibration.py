@@ -18,7 +18,7 @@ V, EPS = (
     Subject(symbol, f"{symbol}.pt", symbol * 64, None, {"scheduler": {"prediction_type": kind}})
     for symbol, kind in (("v", "v_prediction"), ("e", "epsilon"))
 )
-SETTINGS = Settings((1, 5, 10, 20), (0.0, 0.5, 1.0), 100, 100, 3, 0, 100, "data", None)
+SETTINGS = Settings((1, 5, 10, 20), (4,), (0.0, 0.5, 1.0), 100, 100, 3, 0, 100, "data", None)
 
 
 class FakeStudy(Study):
