@@ -35,8 +35,9 @@ also go up, from the image to noise:
 The first step starts at the image. The network has no timestep for it, so it is called at the
 smallest one, with the clean image. It gives eps^, and x^_0 is the image. Then the usual steps go
 down again. x^_0 is not clipped in either direction. The error is the mean square over the pixels,
-with images scaled to [0, 1]. A second row has the error after rounding both images to uint8, which
-also cuts off what lies outside of black and white. ± is the standard error over the images.
+with images scaled to [0, 1]. A second row has the error after rounding both images to uint8. That
+cuts off what lies beyond black and white, so it is smaller if the range of the model is wider. ± is
+the standard error over the images.
 
 The network runs in float32 here, also on a GPU. Per-image results are kept in out/likelihood.
 
@@ -480,9 +481,11 @@ def inversion_table(
 
 
 def readable(e: Estimate) -> str:
-    """Return an error ± its standard error. Errors differ by many powers of ten."""
-    forms = {1e4: ".1e", 10: ".0f", 1: ".1f", 0: ".3f"}
-    return with_se(e, next(form for least, form in forms.items() if not e.mean < least))
+    """Return an error ± its standard error, to as many decimals as the standard error needs."""
+    if e.mean >= 1e4:
+        return with_se(e, ".1e")
+    forms = {1: ".0f", 0.1: ".1f", 0.01: ".2f"}
+    return with_se(e, next((form for least, form in forms.items() if e.se >= least), ".3f"))
 
 
 def draw_bits(terms: Terms, schedulers: Mapping[str, DDPMScheduler], path: Path) -> None:
