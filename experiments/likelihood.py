@@ -12,7 +12,7 @@ image costs at most:
     L_0   -log p(x_0 | x_t) at t = 0, the step to the image                          DDPM eq. 13
 
 Both variances of DDPM section 3.2 are measured, beta~_t and beta_t. beta~ is 0 at t = 0. There the
-small variance is the beta~ of t = 1, as in the code of DDPM. The predicted x_0 is clipped, as in
+small variance is the beta~ of t = 1, as in improved-diffusion. The predicted x_0 is clipped, as in
 sampling.
 
 L_0 needs a probability for each of the 256 levels of a pixel. It is the Gaussian of the last step,

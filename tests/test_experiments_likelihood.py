@@ -173,13 +173,15 @@ def test_the_probabilities_of_all_levels_add_up_to_1_and_are_those_of_scipy(boun
     torch.testing.assert_close(log_p.exp(), wanted, rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize("side", [1, -1])
-def test_a_level_far_from_the_mean_has_a_finite_cost(side):
-    """A white pixel that is predicted black, at 400 deviations: -log p is about 400^2 / 2."""
-    pixels = torch.tensor([255 if side > 0 else 0], dtype=torch.uint8)
-    mean, std = torch.tensor([-1.0 * side], dtype=F64), torch.tensor([0.005], dtype=F64)
-    log_p = likelihood.log_probability(pixels, mean, std, 1.0)
-    assert log_p.item() == pytest.approx(stats.norm.logsf((2 - 1 / 255) / 0.005), rel=1e-9)
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_level_far_from_the_mean_has_a_finite_cost(mirrored):
+    """White and 254 where black is predicted, at 400 deviations: -log p is about 400^2 / 2."""
+    pixels = torch.tensor([0, 1] if mirrored else [255, 254], dtype=torch.uint8)
+    mean = torch.tensor(1.0 if mirrored else -1.0, dtype=F64)
+    log_p = likelihood.log_probability(pixels, mean, torch.tensor(0.005, dtype=F64), 1.0)
+    above = [stats.norm.logsf((2 - half / 255) / 0.005) for half in (1, 3)]  # the two lower ends
+    wanted = [above[0], above[1] + math.log1p(-math.exp(above[0] - above[1]))]
+    assert log_p.tolist() == pytest.approx(wanted, rel=1e-9)
 
 
 # -------------------------------------------------------------------------- the whole of the bound
