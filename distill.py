@@ -49,7 +49,7 @@ class Recipe:
 
     teacher_steps: int = 32
     student_steps: int = 1
-    updates: int = 800
+    updates: int = 400
     batch_size: int = 64
     lr: float = 1e-3
     muon_lr: float = 0.005

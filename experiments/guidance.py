@@ -62,7 +62,7 @@ def run(study: Study) -> dict[str, str]:
     if not study.process.is_first or not blocks:
         return {}
     draw_guidance(blocks, study.out / "guidance.png")
-    draw_panels(panels, 2 * len(DIGITS), 6, 0.4, study.out / "guided-digits.png")
+    draw_panels(panels, 2 * len(DIGITS), 6, 0.6, study.out / "guided-digits.png")
     tables = [captioned(title, guidance_table(figures)) for title, figures in blocks.items()]
     return {"guidance": "\n\n".join(tables)}
 

@@ -73,7 +73,7 @@ def run(study: Study) -> dict[str, str]:
         return {}
     titles = {subject.label: subject.title for subject in study.subjects}
     if panels := students_panels(study):
-        draw_panels(panels, SHOWN, 4, 0.45, study.out / "students.png")
+        draw_panels(panels, SHOWN, 4, 0.6, study.out / "students.png")
     draw_samplers(measured, titles, study.reference(s.n), study.out / "samplers.png")
     return tables(measured, titles, study.names)
 

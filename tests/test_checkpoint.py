@@ -84,12 +84,27 @@ def test_the_script_refuses_them_in_one_line(run_here, tiny_checkpoint, tmp_path
     assert_refused(run_here("infer.py", "--ckpt", "bad.pt"), "bad.pt")
 
 
-def test_the_shipped_checkpoints_load():
-    for name, prediction_type in (("v", "v_prediction"), ("eps", "epsilon")):
-        path = ROOT / "checkpoints" / f"mnist-{name}.pt"
-        _, contents = checkpoint.load_model(path)
-        assert contents["scheduler"]["prediction_type"] == prediction_type
-        assert path.stat().st_size <= 6e6
+SHIPPED = {  # prediction type, number of classes, number of steps of a student
+    "mnist-v": ("v_prediction", 0, None),
+    "mnist-eps": ("epsilon", 0, None),
+    "mnist-v-labels": ("v_prediction", 10, None),
+    "mnist-v-4steps": ("v_prediction", 0, 4),
+    "mnist-v-1step": ("v_prediction", 0, 1),
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_shipped_checkpoints_load(name):
+    _, contents = checkpoint.load_model(ROOT / "checkpoints" / f"{name}.pt")
+    steps = len(contents["timesteps"]) if "timesteps" in contents else None
+    prediction_type = contents["scheduler"]["prediction_type"]
+    assert (prediction_type, len(contents.get("classes", [])), steps) == SHIPPED[name]
+
+
+def test_the_shipped_files_are_small():
+    names = [*SHIPPED, "lenet-mnist"]
+    sizes = [(ROOT / "checkpoints" / f"{name}.pt").stat().st_size for name in names]
+    assert max(sizes) <= 6e6 and sum(sizes) <= 24e6
 
 
 def test_the_checkpoint_says_what_the_network_predicts(tiny_checkpoint):
