@@ -23,20 +23,28 @@ def definitions(path) -> dict[str, int]:
     return lines
 
 
+def anchors(path) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\s-]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_lead_where_they_say(document):
     """A link to a line is `[`name`](file.py#Lline)`: the line defines that name."""
     wrong = []
     path = ROOT / document
     for text, target in re.findall(r"\[([^\]]*)\]\(([^)\s]+)\)", path.read_text()):
-        if target.startswith(("http", "#")):
+        if target.startswith("http"):
             continue
-        file, _, line = target.partition("#L")
-        file = path.parent / file
+        name, _, anchor = target.partition("#")
+        file = path.parent / name if name else path
         if not file.exists():
             wrong.append(f"{target} does not exist")
-        elif line and definitions(file)[text.strip("`")] != int(line):
-            wrong.append(f"{text} is at line {definitions(file)[text.strip('`')]}, not {line}")
+        elif file.suffix == ".md":
+            wrong += [f"{target} is no heading"] if anchor and anchor not in anchors(file) else []
+        elif anchor and definitions(file)[text.strip("`")] != int(anchor.removeprefix("L")):
+            wrong.append(f"{text} is at line {definitions(file)[text.strip('`')]}, not {anchor}")
     assert not wrong, wrong
 
 
