@@ -466,7 +466,7 @@ def test_the_errors_are_those_of_images_in_0_to_1_and_of_pixels():
 # ----------------------------------------------------------------------------------- what is kept
 
 
-SETTINGS = Settings((1, 20), (0.0, 1.0), 10, 10, 1, 0, 6, "data", None)
+SETTINGS = Settings((1, 20), (4,), (0.0, 1.0), 10, 10, 1, 0, 6, "data", None)
 
 
 @pytest.fixture

@@ -370,7 +370,7 @@ def test_training_images_without_a_digit_are_copies_and_lack_it(train_split, ref
     images, labels = train_split
     s = score(images[labels != 7][:N])
     assert s["frechet"] > 3 * reference["frechet"]
-    assert s["kid"] > 2 * s["kid_se"]
+    assert s["kid"] > 1.5 * s["kid_se"]
     assert s["precision"] > 0.8
     assert s["recall"] < reference["recall"] - 0.03
     assert s["labels"][7] <= 3 and min(s["labels"][:7] + s["labels"][8:]) > 20

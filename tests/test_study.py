@@ -10,6 +10,7 @@ from helpers import ROOT, assert_refused, command
 
 import metrics
 import study
+from experiments import samplers
 from experiments.grid import Cell
 
 # --------------------------------------------------------------------------------- arguments
@@ -85,6 +86,9 @@ def test_rows_of_other_cells_stay_after_a_part_of_the_experiments(tmp_path):
 # -------------------------------------------------------------------------- a whole small study
 
 
+CELLS = 60  # of a quick study
+
+
 @pytest.fixture(scope="module")
 def quick(tiny_checkpoint, tiny_eps_checkpoint, tmp_path_factory, data_dir):
     """The folder of a quick study, its arguments, and what it printed."""
@@ -104,8 +108,9 @@ def test_a_quick_study_writes_what_it_says(quick):
     out, _, printed = quick
     rows = csv_of(out / "results.csv")
     # DDIM: two models and the exact denoiser; three step counts, two etas; 20 steps with two seeds
-    # the other samplers: 5 and 20 steps; DPM-Solver++ with two etas, DDPM's three variances without
-    assert len(rows) == 3 * (1 + 1 + 2) * 2 + 2 * (1 + 2) * (2 + 3)
+    # two further variances of DDPM at 5 and 20 steps; 4 and 16 calls by five lines of each network
+    # and two of the exact denoiser
+    assert len(rows) == CELLS == 3 * (1 + 1 + 2) * 2 + 2 * (1 + 2) * 2 + 2 * (2 * 5 + 2)
     assert {row["prediction"] for row in rows} == {"v", "ε"}
     samplers = {"ddim", "ddpm", "dpm++", "ddpm-large", "ddpm-optimal"}
     assert {row["sampler"] for row in rows} == samplers
@@ -168,7 +173,7 @@ def test_an_interrupted_study_goes_on_and_two_processes_make_the_same(quick, run
     lost_files = {p.with_suffix(s) for p in lost for s in (".npy", ".json")}
     for path, modified in times.items():
         assert (path.stat().st_mtime_ns == modified) == (path not in lost_files), path
-    assert len(csv_of(out / "results.csv")) == 54
+    assert len(csv_of(out / "results.csv")) == CELLS
 
 
 @pytest.mark.slow
@@ -184,7 +189,7 @@ def test_a_run_refreshes_tables_and_names_their_sections(quick, run_here):
     assert report.read_text(encoding="utf-8") == mine
     assert "changed  tables of “Steps and η”" in done.stdout
     assert "changed  tables of “2. My heading”" in done.stdout
-    assert "changed  tables of “Which sampler?”" in done.stdout
+    assert f"changed  tables of “{samplers.TITLE}”" in done.stdout
     assert "changed  tables of “The exact denoiser: the steps' error alone”" in done.stdout
     report.write_text(mine.replace("<!-- end -->", "", 1), encoding="utf-8")
     assert_refused(run_here("study.py", "cost", *arguments), "STUDY.md", "end")
