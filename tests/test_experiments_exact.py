@@ -1,7 +1,6 @@
 """The exact denoiser, its mixtures with a network, and the two experiments that use them."""
 
 import math
-import shutil
 from dataclasses import replace
 
 from lab.data import to_model_range, to_uint8
@@ -9,7 +8,7 @@ from lab.distributed import Process
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import copy_lab_with_edit
 
 import metrics
 from experiments import denoiser, exact, grid, ranges
@@ -254,12 +253,7 @@ def test_cells_of_networks_keep_their_key():
     ],
 )
 def test_edits_that_change_the_keys_of_images(tmp_path, file, old, new, changed):
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("lab/*.py"), *ROOT.glob("experiments/*.py")]:
-        (tmp_path / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
-        shutil.copy(path, tmp_path / path.relative_to(ROOT))
-    text = (ROOT / file).read_text(encoding="utf-8")
-    assert text.count(old) == 1
-    (tmp_path / file).write_text(text.replace(old, new), encoding="utf-8")
+    copy_lab_with_edit(tmp_path, file, old, new)
     starts = {model: images_of("ddim", code) for model, code in CODE.items()}
     differ = {m for m, start in starts.items() if code_key(start) != code_key(start, tmp_path)}
     assert differ == changed

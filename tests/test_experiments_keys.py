@@ -1,10 +1,9 @@
 """experiments/keys.py: an edit that can change a result changes its key, and no other edit does."""
 
 import ast
-import shutil
 
 import pytest
-from helpers import ROOT
+from helpers import copy_lab
 
 from experiments import guidance, keys
 from experiments.keys import code_key, digest
@@ -128,10 +127,7 @@ def before():
 
 def keys_after(folder, module, edit):
     """Return the keys of a copy of the lab, with the syntax tree of a module edited."""
-    rooms = ("", "lab/", "training/", "experiments/")
-    for path in (path for room in rooms for path in ROOT.glob(f"{room}*.py")):
-        (folder / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
-        shutil.copy(path, folder / path.relative_to(ROOT))
+    copy_lab(folder)
     path = folder / f"{module.replace('.', '/')}.py"
     tree = ast.parse(path.read_text())
     edit(tree)

@@ -1,7 +1,6 @@
 """experiments/likelihood.py: the terms of the bound, the inversion, and what is kept of them."""
 
 import math
-import shutil
 from dataclasses import replace
 from itertools import pairwise, product
 
@@ -11,7 +10,7 @@ from lab.noise import image_noise
 
 import pytest
 import torch
-from helpers import ROOT
+from helpers import copy_lab_with_edit
 from scipy import stats
 from torch.distributions import Normal, kl_divergence
 
@@ -542,12 +541,7 @@ def test_the_key_has_the_device_and_the_model():
     ],
 )
 def test_edits_that_change_the_keys(tmp_path, file, old, new, changed):
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("lab/*.py"), *ROOT.glob("experiments/*.py")]:
-        (tmp_path / path.relative_to(ROOT)).parent.mkdir(exist_ok=True)
-        shutil.copy(path, tmp_path / path.relative_to(ROOT))
-    text = (ROOT / file).read_text(encoding="utf-8")
-    assert text.count(old) == 1
-    (tmp_path / file).write_text(text.replace(old, new), encoding="utf-8")
+    copy_lab_with_edit(tmp_path, file, old, new)
     both = {"Likelihood", "Inversion"}
     starts = {name: (f"experiments.likelihood:{name}", "unet:UNet") for name in both}
     differ = {n for n, start in starts.items() if code_key(start) != code_key(start, tmp_path)}

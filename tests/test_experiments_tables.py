@@ -210,18 +210,13 @@ def replay(tmp_path, monkeypatch, data_dir):
     replay = Replay(**vars(replay) | {"rows": {key_of(row): row for row in rows}})
 
     def relatives(subject, ending, device):
-        found = {row["model"]: row["sha256"] for row in rows}
-        matches = {m: re.fullmatch(f"{re.escape(subject.label)}-{ending}", m) for m in found}
-        return {
-            int(match[1]): replace(
-                subject,
-                label=model,
-                sha256=found[model],
-                contents=subject.contents | {"training": {"images": 64 * int(match[1])}},
-            )
-            for model, match in sorted(matches.items(), key=lambda m: m[1] and int(m[1][1]) or 0)
-            if match
-        }
+        found = {}
+        for label, sha256 in {row["model"]: row["sha256"] for row in rows}.items():
+            if match := re.fullmatch(f"{re.escape(subject.label)}-{ending}", label):
+                number = int(match[1])
+                contents = subject.contents | {"training": {"images": 64 * number}}
+                found[number] = replace(subject, label=label, sha256=sha256, contents=contents)
+        return dict(sorted(found.items()))
 
     for module in (samplers, length):
         monkeypatch.setattr(module, "load_relatives", relatives)
