@@ -302,7 +302,7 @@ def score_and_pairs(
     distances, index = nearest(images, train_images)
     novelty, relative = _novelty(distances, probs.argmax(1), weights, data_dir)
     figures = _fidelity(feats, probs, weights, data_dir) | novelty | _grain(images)
-    return figures | _agreement(probs, asked), (images, relative, train_images[index])
+    return figures | agreement(probs, asked), (images, relative, train_images[index])
 
 
 def reference(
@@ -327,7 +327,7 @@ def reference(
     novelty, _ = _novelty(distances, labels, weights, data_dir)
     feats, probs = features(images, load_classifier(weights))
     figures = _fidelity(feats, probs, weights, data_dir) | novelty | _grain(images)
-    return figures | _agreement(probs, digits)
+    return figures | agreement(probs, digits)
 
 
 def _fidelity(feats: Tensor, probs: Tensor, weights: str | Path, data_dir: str | Path) -> dict:
@@ -366,12 +366,17 @@ def _fidelity(feats: Tensor, probs: Tensor, weights: str | Path, data_dir: str |
     }
 
 
-def _agreement(probs: Tensor, asked: Tensor | None) -> dict:
-    """Return the share of images that are read as the digit asked for."""
+def agreement(probs: Tensor, asked: Tensor | None) -> dict:
+    """Return the share of images that are read as the digit asked for, and its standard error.
+
+    Args:
+        probs: (N, 10) probabilities of the digits.
+        asked: (N,) int64; without it the result is empty.
+    """
     if asked is None:
         return {}
-    agreement, agreement_se = _mean_and_error((probs.argmax(1) == asked).double())
-    return {"agreement": agreement, "agreement_se": agreement_se}
+    share, share_se = _mean_and_error((probs.argmax(1) == asked).double())
+    return {"agreement": share, "agreement_se": share_se}
 
 
 def _grain(images: Tensor) -> dict:

@@ -71,6 +71,11 @@ class Study:
         return short_names({subject.label: subject.symbol for subject in self.subjects})
 
     @property
+    def titles(self) -> dict[str, str]:
+        """A long name for each subject's label, for captions."""
+        return {subject.label: subject.title for subject in self.subjects}
+
+    @property
     def trainings(self) -> list[Training]:
         s = self.settings
         return make_trainings(s.train_images, s.seeds) if s.train_images else []

@@ -232,14 +232,7 @@ def run_cells(
     by_label, warm = {subject.label: subject for subject in subjects}, set()
     kept = process.agree([is_kept(folder, cell, by_label[cell.model], process) for cell in cells])
     costs = [cell.n * cell.steps for cell in cells]
-    with tqdm(
-        total=sum(costs),
-        initial=sum(cost for cost, done in zip(costs, kept, strict=True) if done),
-        unit="image-step",
-        unit_scale=True,
-        smoothing=0.02,
-        disable=not process.is_first or all(kept),
-    ) as bar:
+    with work_bar(costs, kept, process, unit="image-step", smoothing=0.02) as bar:
         for i, (cell, done) in enumerate(zip(cells, kept, strict=True), start=1):
             if done:
                 continue
@@ -256,6 +249,19 @@ def run_cells(
                 facts |= {"images_per_s": cell.n / seconds} | describe(process)
                 keep(folder, cell, pixels, facts, data_dir)
     return [read_row(folder, cell, data_dir) for cell in cells] if process.is_first else []
+
+
+def work_bar(
+    costs: Sequence[int], kept: Sequence[bool], process: Process, **options: object
+) -> tqdm:
+    """Return a bar over work of which some is kept. The first process shows it, if any is left."""
+    return tqdm(
+        total=sum(costs),
+        initial=sum(cost for cost, done in zip(costs, kept, strict=True) if done),
+        unit_scale=True,
+        disable=not process.is_first or all(kept),
+        **options,
+    )
 
 
 def describe(process: Process) -> dict:

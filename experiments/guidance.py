@@ -22,6 +22,7 @@ from lab.pictures import new_figure, save_figure
 import torch
 from torch import Tensor
 
+import metrics
 from experiments.common import Study
 from experiments.estimates import Estimate
 from experiments.figures import draw_estimates, draw_panels, eta_colours
@@ -112,8 +113,8 @@ def asking(labelled: Subject, scale: float) -> Subject:
 def agreement(images: Tensor) -> Estimate:
     """Return the share of images (N, 1, 28, 28) that are read as the digit asked for."""
     asked = torch.arange(len(images)) % len(DIGITS)
-    right = (features(images, load_classifier())[1].argmax(1) == asked).double()
-    return Estimate(right.mean().item(), right.std().item() / len(right) ** 0.5)
+    _, probs = features(images, load_classifier())
+    return Estimate(*metrics.agreement(probs, asked).values())
 
 
 def guidance_table(figures: Figures) -> str:

@@ -37,6 +37,7 @@ PLUMBING = (
     "lab.files",
     "lab.pictures",
     "experiments.variances:SAMPLERS",
+    "training.loop:draw_and_tell",
     "training.loop:preview",
     "training.loop:progress_bar",
     "training.loop:tell_how_to_resume",

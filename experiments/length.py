@@ -38,11 +38,10 @@ def run(study: Study) -> dict[str, str]:
     """Draw the figure and return the table; nothing if no checkpoint has others beside it."""
     etas = list(dict.fromkeys(study.extremes))
     measured = {s.label: measure(study, s, etas) for s in study.subjects}
-    measured = {label: lengths for label, lengths in measured.items() if len(lengths) > 1}
-    if not study.process.is_first or not measured:
+    measured = {label: lengths for label, lengths in measured.items() if lengths}
+    if not measured:
         return {}
-    titles = {subject.label: subject.title for subject in study.subjects}
-    reference = study.reference(study.settings.n)
+    titles, reference = study.titles, study.reference(study.settings.n)
     draw_lengths(measured, titles, reference, study.out / "length.png")
     blocks = [
         captioned(titles[label], length_table(lengths, reference["frechet"]))
@@ -52,12 +51,16 @@ def run(study: Study) -> dict[str, str]:
 
 
 def measure(study: Study, subject: Subject, etas: list[float]) -> Lengths:
-    """Return the distances of a checkpoint and of those before it; empty on other processes."""
-    s, device = study.settings, study.process.device
-    snapshots = load_relatives(subject, SNAPSHOTS, device)
-    every = [*snapshots.values(), subject]
+    """Return the distances of a checkpoint and of those before it.
+
+    All processes must call this. The result is empty if there are none before it, and on all
+    processes but the first.
+    """
+    s = study.settings
+    snapshots = load_relatives(subject, SNAPSHOTS, study.process.device)
     if not snapshots:
         return {}
+    every = [*snapshots.values(), subject]
     steps = min(STEPS, subject.num_train_timesteps)
     cells = make_cells(every, [steps], etas, s.images, s.repetitions)
     results = study.measure(cells, every)

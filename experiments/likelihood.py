@@ -58,13 +58,12 @@ from lab.pictures import new_figure, save_figure
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diffusion import Model, draw_timesteps
 from experiments.common import Study
 from experiments.denoiser import timesteps_in_range
 from experiments.estimates import Estimate
-from experiments.grid import SHAPE, Subject, read_json, write_json
+from experiments.grid import SHAPE, Subject, read_json, work_bar, write_json
 from experiments.keys import code_key, digest
 from experiments.ranges import range_name
 from experiments.tables import markdown_table, with_se
@@ -372,13 +371,7 @@ def measure(
     found = [read_json(folder / f"{m.name}.json").get("key") for m in measurements]
     kept = process.agree([a == b for a, b in zip(found, keys, strict=True)])
     costs = [m.n * m.calls for m in measurements]
-    with tqdm(
-        total=sum(costs),
-        initial=sum(cost for cost, done in zip(costs, kept, strict=True) if done),
-        unit="call",
-        unit_scale=True,
-        disable=not process.is_first or all(kept),
-    ) as bar:
+    with work_bar(costs, kept, process, unit="call") as bar:
         for (m, key), done in zip(pairs, kept, strict=True):
             if done:
                 continue

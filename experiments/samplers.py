@@ -68,24 +68,34 @@ Distances = dict[tuple[str, int], Estimate]  # of one checkpoint, by line and nu
 def run(study: Study) -> dict[str, str]:
     """Draw the figure and return the tables."""
     s = study.settings
-    measured = {subject.label: measure(study, subject) for subject in study.subjects}
+    device = study.process.device
+    images = load_dataset("mnist", "train", s.data_dir)[0].to(device)
+    students = {one.label: load_relatives(one, STUDENTS, device) for one in study.subjects}
+    measured = {
+        one.label: measure(study, one, students[one.label], images) for one in study.subjects
+    }
     if not study.process.is_first:
         return {}
-    titles = {subject.label: subject.title for subject in study.subjects}
-    if panels := students_panels(study):
+    if panels := students_panels(study, students):
         draw_panels(panels, SHOWN, 4, 0.6, study.out / "students.png")
-    draw_samplers(measured, titles, study.reference(s.n), study.out / "samplers.png")
-    return tables(measured, titles, study.names)
+    draw_samplers(measured, study.titles, study.reference(s.n), study.out / "samplers.png")
+    return tables(measured, study.titles, study.names)
 
 
-def measure(study: Study, subject: Subject) -> Distances:
-    """Return the Fréchet distances of one checkpoint. All processes must call this."""
-    s, device = study.settings, study.process.device
+def measure(
+    study: Study, subject: Subject, students: Mapping[int, Subject], images: Tensor
+) -> Distances:
+    """Return the Fréchet distances of one checkpoint. All processes must call this.
+
+    Args:
+        students: of this checkpoint, by their number of steps.
+        images: the training images, which the exact denoiser knows.
+    """
+    s = study.settings
     calls = [k for k in s.calls if k <= subject.num_train_timesteps]
-    images = load_dataset("mnist", "train", s.data_dir)[0].to(device)
     families = {
         "network": dict.fromkeys(calls, subject),
-        "students": load_relatives(subject, STUDENTS, device),
+        "students": students,
         "exact": dict.fromkeys(calls, exact_subject(images, subject)),
     }
     distances = {}
@@ -164,14 +174,19 @@ def advice(distances: Distances, k: int) -> list[str]:
     return [best, *(name for name in others if z_score(usable[name], usable[best]) < 2)]
 
 
-def students_panels(study: Study) -> dict[tuple[str, str], Tensor]:
+def students_panels(
+    study: Study, students: Mapping[str, Mapping[int, Subject]]
+) -> dict[tuple[str, str], Tensor]:
     """Return the first images, without noise in the steps, of checkpoints and of their students.
 
     They are by row and column of the figure. Equal numbers of steps are in one row.
+
+    Args:
+        students: of each checkpoint's label, by their number of steps.
     """
     s, panels = study.settings, {}
     for subject in study.subjects:
-        for k, student in load_relatives(subject, STUDENTS, study.process.device).items():
+        for k, student in students[subject.label].items():
             for column, one in (("", subject), (", students", student)) if k in s.calls else ():
                 cell = make_cells([one], [k], [0.0], s.images)[0]
                 key = "1 step" if k == 1 else f"{k} steps", study.names[subject.label] + column

@@ -113,7 +113,8 @@ def test_the_advice_names_the_best_and_what_is_not_significantly_worse(study):
 
 def test_the_same_noise_is_shown_with_the_checkpoint_and_its_students(study):
     samplers.run(study)
-    panels = samplers.students_panels(study)
+    students = {s.label: samplers.load_relatives(s) for s in study.subjects}
+    panels = samplers.students_panels(study, students)
     assert {key: int(images.max()) for key, images in panels.items()} == {
         ("2 steps", "a"): 1,
         ("2 steps", "a, students"): 0,
