@@ -2,8 +2,7 @@
 
 For each checkpoint the smallest η of the grid meets the largest one, at every number of steps. Then
 the ratio of the two Fréchet distances is compared with the ratio of the FIDs in table 1 of the DDIM
-paper (Song et al. 2021, CIFAR-10). Above 1, noise harms. The ratio of the study's own short
-trainings shows whether the length of the training matters; z is the difference of the two ratios.
+paper (Song et al. 2021, CIFAR-10). Above 1, noise harms.
 
 Two more variances of the noise have the mean of η = 1 (see variances.py): σ̂² = β, the last row of
 that table 1, and σ*², the optimal variance of Analytic-DPM (Bao et al. 2022). They are compared
@@ -26,10 +25,9 @@ from torch import Tensor
 
 from experiments.common import Study
 from experiments.duels import duel_table
-from experiments.estimates import Estimate, Results, quotient, z_score
+from experiments.estimates import Results, quotient
 from experiments.grid import Subject, make_cells
-from experiments.tables import best_in_bold, captioned, markdown_table, signed, with_se
-from experiments.trainings import ETAS, SCHEDULES, STEPS, Training, estimate_of, pick
+from experiments.tables import best_in_bold, captioned, markdown_table, with_se
 from experiments.variances import OptimalVariance
 
 TITLE = "Which η?"
@@ -52,8 +50,6 @@ PAPER = {
 def run(study: Study) -> dict[str, str]:
     """Draw the figure and return the tables."""
     results = study.grid()
-    trainings = pick(study.trainings, schedule=SCHEDULES[0], density="lognormal")
-    trained = study.trained(trainings) if trainings else None
     variances = measure_variances(study)
     low, high = study.extremes
     if not study.process.is_first:
@@ -62,7 +58,7 @@ def run(study: Study) -> dict[str, str]:
     if low < high:
         tables["eta-duels"] = duels_table(results, low, high)
     if (low, high) == (0, 1) and PAPER.keys() & set(results.steps):
-        tables["eta-ratios"] = ratios_table(results, trainings, trained)
+        tables["eta-ratios"] = ratios_table(results)
     return tables
 
 
@@ -74,30 +70,16 @@ def duels_table(results: Results, low: float, high: float) -> str:
     )
 
 
-def ratios_table(results: Results, trainings: Sequence[Training], trained: Results | None) -> str:
+def ratios_table(results: Results) -> str:
     """Return the distance at eta = 1 over that at eta = 0, ± standard error."""
     common = [steps for steps in PAPER if steps in results.steps]
     rows = [["the paper, FID", *(f"{b / a:.2f}" for a, b in (PAPER[s] for s in common))]]
-    long: dict[str, dict[int, Estimate]] = {}
     for label, name in results.names.items():
-        long[label] = {
-            steps: quotient(*(results.estimate(label, steps, eta) for eta in reversed(ETAS)))
+        ratios = [
+            quotient(*(results.estimate(label, steps, eta) for eta in (1.0, 0.0)))
             for steps in common
-        }
-        rows.append([f"{name} here, Fréchet", *(with_se(r, ".2f") for r in long[label].values())])
-    for pred, symbol in (("v", "v"), ("eps", "ε")) if trained else ():
-        runs = pick(trainings, pred=pred)
-        short = {
-            steps: quotient(*(estimate_of(runs, trained, steps, eta) for eta in reversed(ETAS)))
-            for steps in common
-            if steps in STEPS
-        }
-        name = f"{symbol} of {runs[0].images:,} training images"
-        rows.append([name, *(with_se(short[s], ".2f") if s in short else "" for s in common)])
-        for label in (label for label, s in results.symbols.items() if s == symbol):
-            z = {s: signed(z_score(long[label][s], short[s])) for s in short}
-            name = f"z, {results.names[label]} here against that"
-            rows.append([name, *(z.get(s, "") for s in common)])
+        ]
+        rows.append([f"{name} here, Fréchet", *(with_se(r, ".2f") for r in ratios)])
     return markdown_table(["steps", *common], rows)
 
 

@@ -1,10 +1,10 @@
 """How long must a model be trained, and does noise matter less as the network improves?
 
 `train.py --keep` keeps the EMA weights of a run at some of its steps. Where such checkpoints lie
-beside a checkpoint of the study, they are sampled as it is. They are of the same run, and only the
-last one was trained to the end of its learning rate's schedule. ± is a 95 % interval for a run with
-another seed of sampling. The exponent says how the distance above that of real images falls from
-the row before: as images^exponent.
+beside a checkpoint of the study, they are sampled as it is, with one seed. They are of the same
+run, and only the last one was trained to the end of its learning rate's schedule. ± is a 95 %
+interval for a run with another seed of sampling. The exponent says how the distance above that of
+real images falls from the row before: as images^exponent.
 
 Karras et al. 2022 (arXiv:2206.00364, figure 5) find that noise helps one network and harms a better
 one, on the same data. So η = 1 should lose its lead over η = 0 as the training goes on: the ratio
@@ -62,7 +62,8 @@ def measure(study: Study, subject: Subject, etas: list[float]) -> Lengths:
         return {}
     every = [*snapshots.values(), subject]
     steps = min(STEPS, subject.num_train_timesteps)
-    cells = make_cells(every, [steps], etas, s.images, s.repetitions)
+    cells = make_cells(snapshots.values(), [steps], etas, s.images)
+    cells += make_cells([subject], [steps], etas, s.images, s.repetitions)
     results = study.measure(cells, every)
     if not study.process.is_first:
         return {}

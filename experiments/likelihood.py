@@ -99,7 +99,7 @@ def run(study: Study) -> dict[str, str]:
     n, all_steps = min(2 * s.n, TEST_IMAGES), [steps for steps in PAPER if steps <= s.steps[-1]]
     bounds = [Likelihood(subject, n) for subject in study.subjects]
     trips = [
-        Inversion(subject, min(s.images(steps) // 2, TEST_IMAGES), steps)
+        Inversion(subject, min(s.images(steps) // 4, TEST_IMAGES), steps)
         for subject in study.subjects
         for steps in all_steps
     ]

@@ -592,7 +592,7 @@ def test_the_experiment_has_its_tables_and_its_figure(study):
         assert total + prior == pytest.approx(float(row[1].split(" ± ")[0]), abs=0.005)
     trips = [cells(line) for line in tables["inversion"].splitlines()]
     assert trips[0] == ["error × 10⁴, by steps", "10", "20"]
-    assert trips[2] == ["*n*", "*5*", "*5*"]
+    assert trips[2] == ["*n*", "*2*", "*2*"]
     assert trips[3] == ["the paper, CIFAR-10", "140", "65"]
     assert [row[0] for row in trips[4:]] == ["v", "v, uint8", "ε", "ε, uint8"]
 
@@ -606,13 +606,13 @@ def test_it_asks_for_what_the_settings_say(study, monkeypatch):
     bounds = [m for m in asked if isinstance(m, Likelihood)]
     assert [(m.subject.label, m.n) for m in bounds] == [("a", 2000), ("b", 2000)]
     trips = [(m.steps, m.n) for m in asked if isinstance(m, Inversion) and m.subject.label == "a"]
-    assert trips == [(10, 500), (20, 500), (50, 500), (100, 500), (200, 500)]
+    assert trips == [(10, 250), (20, 250), (50, 250), (100, 250), (200, 250)]
     study.settings = replace(study.settings, steps=(1, 1000), n=20_000)
     asked.clear()
     likelihood.run(study)
-    assert max(m.n for m in asked) == 10_000
+    assert max(m.n for m in asked) == 10_000 and asked[2].n == 5000
     long = {m.steps: m.n for m in asked[2:]}
-    assert (long[500], long[1000]) == (125, 125)
+    assert (long[500], long[1000]) == (62, 62)
 
 
 def test_few_steps_leave_out_the_inversion(study):

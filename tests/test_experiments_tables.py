@@ -40,7 +40,7 @@ from experiments.tables import (
     with_margin,
     with_se,
 )
-from experiments.trainings import SCHEDULES, make_trainings, pick
+from experiments.trainings import make_trainings
 
 # ------------------------------------------------------------------------------- one table
 
@@ -156,12 +156,11 @@ def read_rows(path):
 
 def all_tables(grid, trained, trainings, variances):
     """Return every table that depends on nothing but the rows of cells."""
-    base = pick(trainings, schedule=SCHEDULES[0], density="lognormal")
     best = {label: grid.at(label, *grid.best(label))[0] for label in grid.symbols}
     return {
         **steps.tables(grid),
         "eta-duels": eta.duels_table(grid, 0.0, 1.0),
-        "eta-ratios": eta.ratios_table(grid, base, trained),
+        "eta-ratios": eta.ratios_table(grid),
         "eta-variances": eta.variances_tables(grid, variances) if variances else "",
         "prediction-duels": prediction.duels_table(grid, (0.0, 1.0)),
         "prediction-one-step": prediction.one_step_table(grid),
