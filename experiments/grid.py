@@ -71,10 +71,14 @@ class Subject:
 
     def model_for(self, indices: Tensor) -> Model:
         """Return the model that makes these images: it knows the labels that they ask for."""
+        asked = self.asked(indices)
+        return self.model if asked is None else guided(self.model, asked, self.guidance_scale)
+
+    def asked(self, indices: Tensor) -> Tensor | None:
+        """Return the labels that these images ask for, (N,) int64, if the subject has labels."""
         if not self.labels:
-            return self.model
-        labels = torch.tensor(self.labels, device=indices.device)
-        return guided(self.model, labels[indices % len(labels)], self.guidance_scale)
+            return None
+        return torch.tensor(self.labels, device=indices.device)[indices % len(self.labels)]
 
     def scheduler(self, **changes: object) -> DDIMScheduler:
         """Return the scheduler of the checkpoint, for sampling with DDIM."""
@@ -247,8 +251,10 @@ def run_cells(
                 key = images_key(cell.sampler, process.device.type, subject.code)
                 facts = {"images_key": key, "prediction": subject.symbol, "seconds": seconds}
                 facts |= {"images_per_s": cell.n / seconds} | describe(process)
-                keep(folder, cell, pixels, facts, data_dir)
-    return [read_row(folder, cell, data_dir) for cell in cells] if process.is_first else []
+                keep(folder, cell, subject, pixels, facts, data_dir)
+    if not process.is_first:
+        return []
+    return [read_row(folder, cell, by_label[cell.model], data_dir) for cell in cells]
 
 
 def work_bar(
@@ -294,20 +300,22 @@ def is_kept(folder: Path, cell: Cell, subject: Subject, process: Process) -> boo
     return row.get("images_key") == key and (folder / f"{cell.name}.npy").exists()
 
 
-def keep(folder: Path, cell: Cell, pixels: Tensor, facts: dict, data_dir: str) -> None:
+def keep(
+    folder: Path, cell: Cell, subject: Subject, pixels: Tensor, facts: dict, data_dir: str
+) -> None:
     """Score the images of a cell and write both; the row is written last."""
     buffer = io.BytesIO()
     np.save(buffer, pixels.squeeze(1).numpy())
     write_atomically(folder / f"{cell.name}.npy", buffer.getbuffer())
-    write_json(folder / f"{cell.name}.json", facts | score(pixels, data_dir))
+    write_json(folder / f"{cell.name}.json", facts | score(pixels, subject, data_dir))
 
 
-def read_row(folder: Path, cell: Cell, data_dir: str) -> dict:
+def read_row(folder: Path, cell: Cell, subject: Subject, data_dir: str) -> dict:
     """Return the row of a kept cell. Its images are scored again if metrics.py has changed."""
     path = folder / f"{cell.name}.json"
     row = read_json(path)
     if row["metrics_key"] != metrics_key():
-        row |= score(read_images(folder, cell), data_dir)
+        row |= score(read_images(folder, cell), subject, data_dir)
         write_json(path, row)
     return asdict(cell) | {column: value for column, value in row.items() if column != "images_key"}
 
@@ -317,8 +325,9 @@ def read_images(folder: Path, cell: Cell) -> Tensor:
     return metrics.read_samples(folder / f"{cell.name}.npy")
 
 
-def score(images: Tensor, data_dir: str) -> dict:
-    return metrics.score(images, data_dir=data_dir) | {"metrics_key": metrics_key()}
+def score(images: Tensor, subject: Subject, data_dir: str) -> dict:
+    asked = subject.asked(torch.arange(len(images)))
+    return metrics.score(images, asked=asked, data_dir=data_dir) | {"metrics_key": metrics_key()}
 
 
 def read_json(path: Path) -> dict:

@@ -16,13 +16,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from lab.classifier import features, load_classifier
 from lab.pictures import new_figure, save_figure
 
-import torch
 from torch import Tensor
 
-import metrics
 from experiments.common import Study
 from experiments.estimates import Estimate
 from experiments.figures import draw_estimates, draw_panels, eta_colours
@@ -38,7 +35,7 @@ FIGURES = {
 
 STEPS = 20
 SCALES = (1.0, 1.5, 2.0, 4.0, 8.0)
-SHOWN = (1.0, 2.0, 4.0, 8.0)  # in guided-digits.png
+SHOWN = ("1", "2", "4", "8")  # in guided-digits.png
 DIGITS = tuple(range(10))
 MEASURES = {  # and how a table shows them
     "frechet": ".1f",
@@ -84,17 +81,13 @@ def measure(study: Study, labelled: Subject, panels: dict[tuple[str, str], Tenso
     figures: Figures = {}
     for cell in cells:
         row = next(name for name, one in rows.items() if one.label == cell.model)
-        measured = {
+        figures[cell.eta, row] = {
             m: results.estimate(cell.model, cell.steps, cell.eta, m)
             for m in MEASURES
-            if m != "agreement"
+            if row != NO_LABEL or m != "agreement"
         }
-        if row != NO_LABEL:
-            images = study.images_of(cell)
-            measured["agreement"] = agreement(images)
-            if cell.eta == etas[0] and float(row) in SHOWN:
-                panels[f"scale {row}", labelled.label] = images[: 2 * len(DIGITS)]
-        figures[cell.eta, row] = measured
+        if cell.eta == etas[0] and row in SHOWN:
+            panels[f"scale {row}", labelled.label] = study.images_of(cell)[: 2 * len(DIGITS)]
     return figures
 
 
@@ -108,13 +101,6 @@ def asking(labelled: Subject, scale: float) -> Subject:
         labels=DIGITS,
         guidance_scale=scale,
     )
-
-
-def agreement(images: Tensor) -> Estimate:
-    """Return the share of images (N, 1, 28, 28) that are read as the digit asked for."""
-    asked = torch.arange(len(images)) % len(DIGITS)
-    _, probs = features(images, load_classifier())
-    return Estimate(*metrics.agreement(probs, asked).values())
 
 
 def guidance_table(figures: Figures) -> str:

@@ -11,7 +11,7 @@ import torch
 from diffusion import guided
 from experiments import grid, guidance
 from experiments.common import Settings, Study
-from experiments.estimates import Estimate, Results
+from experiments.estimates import Results
 from experiments.grid import Cell, Subject, make_cells
 
 ALONE = Process(torch.device("cpu"))
@@ -30,6 +30,8 @@ class FakeStudy(Study):
         for row in rows:
             row |= {"frechet": 5.0 + row["eta"], "frechet_se": 0.5, "recall": 0.5, "recall_se": 0}
             row |= {"precision": scales[row["model"]] / 10, "precision_se": 0.01}
+            if scales[row["model"]]:
+                row |= {"agreement": 0.9, "agreement_se": 0.01}
         return Results(rows if self.process.is_first else [])
 
     def images_of(self, cell: Cell):
@@ -41,7 +43,6 @@ def study(tmp_path, monkeypatch):
     """Beside net.pt lies net-labels.pt; nothing lies beside other.pt."""
     (tmp_path / "net-labels.pt").touch()
     monkeypatch.setattr(guidance, "load_subjects", lambda paths, device: [LABELLED])
-    monkeypatch.setattr(guidance, "agreement", lambda cell: Estimate(0.9, 0.01))
     subjects = [
         Subject(label, f"{label}.pt", "0" * 64, None, CONFIG, folder=tmp_path)
         for label in ("net", "other")
@@ -97,14 +98,28 @@ def guidance_sample(model, scheduler, indices):
     return grid.sample(model, scheduler, indices, grid.SHAPE, seed=0, eta=0.0)
 
 
-def test_agreement_is_the_share_read_as_the_digit_of_its_number(monkeypatch):
-    probs = torch.eye(10)[torch.arange(20) % 10].roll(1, 1)[[*range(10), *[9] * 10]]
-    probs[:6] = torch.eye(10)[:6]  # six of twenty are right, and image 10 asks for a 0: so is it
-    monkeypatch.setattr(guidance, "features", lambda images, _: (None, probs))
-    monkeypatch.setattr(guidance, "load_classifier", lambda: None)
-    e = guidance.agreement(torch.zeros(20, 1, 28, 28))
-    assert e.mean == 7 / 20
-    assert e.se == pytest.approx((0.35 * 0.65 / 19) ** 0.5)
+def test_the_row_of_a_cell_knows_how_many_digits_are_those_asked_for(monkeypatch, tmp_path):
+    """Images and scores are kept apart, so a row that is scored again must know what was asked."""
+    seen = []
+
+    def score(images, asked, data_dir):
+        seen.append(asked)
+        return {} if asked is None else {"agreement": 0.5}
+
+    monkeypatch.setattr(grid.metrics, "score", score)
+    asking = guidance.asking(LABELLED, 2.0)
+    images = torch.zeros(12, 1, 28, 28, dtype=torch.uint8)
+    (cell,), (plain,) = (make_cells([s], [3], [0.0], lambda _: 12) for s in (asking, LABELLED))
+    monkeypatch.setattr(grid, "read_images", lambda *_: images)
+    grid.keep(tmp_path, cell, asking, images, {"images_key": "1"}, "data")
+    grid.keep(tmp_path, plain, LABELLED, images, {"images_key": "1"}, "data")
+    monkeypatch.setattr(grid, "metrics_key", lambda: "another")
+    assert grid.read_row(tmp_path, cell, asking, "data")["agreement"] == 0.5
+    assert "agreement" not in grid.read_row(tmp_path, plain, LABELLED, "data")
+    assert [None if asked is None else asked.tolist() for asked in seen] == 2 * [
+        [*range(10), 0, 1],
+        None,
+    ]
 
 
 # ----------------------------------------------------------- checkpoints beside a checkpoint

@@ -20,6 +20,7 @@ from experiments import (
     cost,
     eta,
     exact,
+    guidance,
     length,
     prediction,
     ranges,
@@ -251,7 +252,7 @@ def test_the_tables_of_the_shipped_study_are_those_of_its_rows(replay):
     measured = all(results.rows for results in variances.values())  # else the table is empty
     tables = all_tables(grid, trained, trainings, variances if measured else {})
     del tables["setup"], tables["copying"]
-    for experiment in (samplers, length, exact, ranges, calibration):
+    for experiment in (samplers, length, exact, ranges, guidance, calibration):
         tables |= replayed(experiment, replay)
     text = (ROOT / "results" / "STUDY.md").read_text(encoding="utf-8")
     assert set(names(text)) == {n for m in study.EXPERIMENTS.values() for n in m.TABLES}
