@@ -4,12 +4,13 @@
 Algorithm 2. The numbers in the comments are the lines of those algorithms. The paper's network
 predicts eps. Here it predicts eps, v or x_0: `scheduler.prediction_type` says which.
 
-The loss differs from the paper's in three points. They let a short training see more of what is
-hard to learn (see training/recipe.py):
+The loss differs from the paper's in three points. The first two let a short training see more of
+what is hard to learn (see training/recipe.py). The third makes the gradient less noisy:
 
 - t is drawn from any density, not only uniformly.
-- The draws are stratified: a batch of n images has one t from each n-th of the density.
 - The squared error of each image may have a weight that depends on t.
+- The draws are stratified: the density is cut into n equally probable parts, and each of the n
+  images of a batch has its t from another part.
 
 Sampling differs from the paper in these points:
 
@@ -85,7 +86,7 @@ def prediction_target(scheduler: DDPMScheduler, x0: Tensor, eps: Tensor, t: Tens
 
 
 def draw_timesteps(cdf: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Draw n timesteps by inverse transform, stratified: one from each n-th of the distribution."""
+    """Draw n timesteps by inverse transform: one from each of n equally probable parts."""
     u = torch.arange(n, device=cdf.device) + torch.rand(n, generator=generator, device=cdf.device)
     return torch.searchsorted(cdf, (u / n).to(cdf.dtype)).clamp_(max=len(cdf) - 1)
 
@@ -141,7 +142,8 @@ def guided(model: UNet, labels: Tensor, scale: float = 1.0) -> Model:
     The output is uncond + scale (cond - uncond), where cond is the output for the labels and uncond
     that for the null label (Ho & Salimans 2022, arXiv:2207.12598, eq. 6, with scale = 1 + w, as in
     diffusers). It is a model as any other: no sampler knows of it. The same formula is right for
-    eps, v and x_0, because for a given x_t each of them is a linear function of the other.
+    eps, v and x_0: for a given x_t each is an affine function of each other, and the weights of
+    cond and uncond add up to 1.
 
     Args:
         model: a UNet with classes, called as (x_t, t, labels).

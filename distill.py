@@ -79,6 +79,7 @@ def main() -> int:
         args.out = args.out or args.ckpt
     args.dataset = args.dataset or dataset_of(source, args.ckpt)
     args.teacher_steps = args.teacher_steps or len(source.get("timesteps", range(32)))
+    check_halving(args.teacher_steps, args.student_steps)
     recipe = Recipe(**{name: getattr(args, name) for name in RECIPE})
     options = {k: v for k, v in vars(args).items() if k not in (*RECIPE, "out", "resume")}
 
@@ -293,7 +294,7 @@ def length(steps: int) -> int:
     """Return how long the round of a student of this many steps is, in units of `updates`.
 
     The fewer steps, the more a student has to learn: 1 for 16 and more, 2 for 8, ..., 5 for one.
-    (The paper takes twice as many updates for 2 steps and 1 as before.)
+    (The paper takes twice as many updates for 2 steps and for 1 step as for the others.)
     """
     return max(1, 5 - (steps.bit_length() - 1))
 
@@ -328,6 +329,20 @@ def teacher_timesteps(
 # ----------------------------------------------------------------------------------- arguments
 
 
+def check_halving(teacher_steps: int, student_steps: int) -> None:
+    """Check that halving leads from the first number of steps to the second.
+
+    Raises:
+        UserError: it does not.
+    """
+    ratio, rest = divmod(teacher_steps, student_steps)
+    if rest or ratio < 2 or ratio & (ratio - 1):
+        raise UserError(
+            f"halving must lead from the teacher's {teacher_steps} steps (--teacher-steps) to the "
+            f"student's {student_steps} (--student-steps)"
+        )
+
+
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[str]]:
     """Return the arguments, and the names of those that were given on the command line."""
     natural = cli.number(int, 1)
@@ -339,7 +354,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
     main.add_argument(
         "--teacher-steps",
         type=cli.number(int, 2, 2**16),
-        help="steps of the first teacher (default: 32; a student's own)",
+        help="steps of the first teacher (default: 32; all those of a teacher that is a student)",
     )
     main.add_argument("--student-steps", type=natural, help="steps of the last student")
     main.add_argument(
@@ -371,13 +386,10 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
         p.error("--ckpt FILE.pt is needed: the teacher")
     if args.resume is not None and not args.resume.endswith(f"{STUDENTS}.state.pt"):
         p.error(f"--resume {args.resume} does not end in {STUDENTS}.state.pt")
-    steps = args.teacher_steps or 32
-    ratio, rest = divmod(steps, args.student_steps)
-    if args.teacher_steps and (rest or ratio < 2 or ratio & (ratio - 1)):
-        p.error(
-            f"--teacher-steps {steps} and --student-steps {args.student_steps}: halving must lead "
-            "from the first to the second"
-        )
+    if args.resume is not None and args.ckpt is not None:
+        p.error("--resume goes on with the teacher of the run: leave out --ckpt")
+    if args.teacher_steps is not None:
+        check_halving(args.teacher_steps, args.student_steps)
     return args, given_arguments(p, argv)
 
 

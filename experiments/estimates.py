@@ -54,6 +54,13 @@ def z_score(a: Estimate, b: Estimate) -> float:
     return difference / se
 
 
+def excess(e: Estimate, reference: float) -> Estimate:
+    """Return by how much a distance is above that of real images; nan below two standard errors."""
+    if e.mean - reference <= 2 * e.se:
+        return Estimate(math.nan, math.nan)
+    return Estimate(e.mean - reference, e.se, e.runs)
+
+
 def quotient(a: Estimate, b: Estimate) -> Estimate:
     """Return a / b, with its error to first order; nan if b is 0."""
     if b.mean == 0:

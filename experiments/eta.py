@@ -2,7 +2,9 @@
 
 For each checkpoint the smallest η of the grid meets the largest one, at every number of steps. Then
 the ratio of the two Fréchet distances is compared with the ratio of the FIDs in table 1 of the DDIM
-paper (Song et al. 2021, CIFAR-10). Above 1, noise harms.
+paper (Song et al. 2021, CIFAR-10). Above 1, noise harms. The distance of as many real images is
+taken from ours first: it would pull the ratio towards 1. A distance that is less than two standard
+errors above it has no ratio.
 
 Two more variances of the noise have the mean of η = 1 (see variances.py): σ̂² = β, the last row of
 that table 1, and σ*², the optimal variance of Analytic-DPM (Bao et al. 2022). They are compared
@@ -25,7 +27,7 @@ from torch import Tensor
 
 from experiments.common import Study
 from experiments.duels import duel_table
-from experiments.estimates import Results, quotient
+from experiments.estimates import Results, excess, quotient
 from experiments.grid import Subject, make_cells
 from experiments.tables import best_in_bold, captioned, markdown_table, with_se
 from experiments.variances import OptimalVariance
@@ -58,7 +60,8 @@ def run(study: Study) -> dict[str, str]:
     if low < high:
         tables["eta-duels"] = duels_table(results, low, high)
     if (low, high) == (0, 1) and PAPER.keys() & set(results.steps):
-        tables["eta-ratios"] = ratios_table(results)
+        real = {steps: study.reference(results.images(steps))["frechet"] for steps in results.steps}
+        tables["eta-ratios"] = ratios_table(results, real)
     return tables
 
 
@@ -70,13 +73,17 @@ def duels_table(results: Results, low: float, high: float) -> str:
     )
 
 
-def ratios_table(results: Results) -> str:
-    """Return the distance at eta = 1 over that at eta = 0, ± standard error."""
+def ratios_table(results: Results, real: Mapping[int, float]) -> str:
+    """Return the distance at eta = 1 over that at eta = 0, above real images, ± standard error.
+
+    Args:
+        real: the distance of as many real images as a cell of this many steps has.
+    """
     common = [steps for steps in PAPER if steps in results.steps]
     rows = [["the paper, FID", *(f"{b / a:.2f}" for a, b in (PAPER[s] for s in common))]]
     for label, name in results.names.items():
         ratios = [
-            quotient(*(results.estimate(label, steps, eta) for eta in (1.0, 0.0)))
+            quotient(*(excess(results.estimate(label, steps, e), real[steps]) for e in (1.0, 0.0)))
             for steps in common
         ]
         rows.append([f"{name} here, Fréchet", *(with_se(r, ".2f") for r in ratios)])

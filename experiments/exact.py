@@ -3,8 +3,9 @@
 For the training images the best prediction of x₀ is known (see denoiser.py). An exact denoiser that
 computes it takes the place of the network, with the schedule of the first checkpoint, and the same
 steps and noise. What is left in its samples is the error of the steps. So the gap between the exact
-denoiser and real images is the steps' error, and the gap between a network and the exact denoiser
-is the network's error.
+denoiser and real images is about the steps' error, and the gap between a network and the exact
+denoiser is about the network's error. Only about: Fréchet distances do not add up, and at low noise
+the exact denoiser repairs what earlier steps did wrong (see ranges.py).
 
 The exact denoiser makes copies of training images, which Fréchet distance and KID do not punish. A
 second table has novelty and copies (see copying.py), where test images score 1 and 5 %. The first
@@ -23,6 +24,7 @@ from lab.pictures import new_figure, save_figure
 from experiments.common import HEADLINE, Study
 from experiments.denoiser import EXACT, exact_subject
 from experiments.estimates import Results, short_names
+from experiments.figures import draw_estimates
 from experiments.grid import make_cells
 from experiments.tables import markdown_table, with_margin, with_se
 
@@ -65,7 +67,7 @@ def tables(results: Results) -> dict[str, str]:
 
 
 def names(results: Results) -> Mapping[str, str]:
-    """Return the name of each model; what the exact denoiser predicts makes no difference."""
+    """Return the name of each model. v, ε and x_0 are the same for the exact denoiser."""
     networks = {label: s for label, s in results.symbols.items() if label != EXACT}
     return {EXACT: EXACT} | short_names(networks)
 
@@ -105,17 +107,9 @@ def draw_exact(results: Results, reference: dict, path: Path) -> None:
     for ax, eta in zip(axes[0], results.etas, strict=True):
         for i, (label, name) in enumerate(names(results).items()):
             distances = [results.estimate(label, s, eta) for s in steps]
-            ax.errorbar(
-                steps,
-                [e.mean for e in distances],
-                [2 * e.se for e in distances],
-                fmt="o-",
-                ms=3,
-                lw=1.2,
-                capsize=2,
-                color="black" if label == EXACT else f"C{i - 1}",
-                label=f"{name} denoiser" if label == EXACT else f"{name}-network",
-            )
+            colour = "black" if label == EXACT else f"C{i - 1}"
+            name = f"{name} denoiser" if label == EXACT else f"{name}-network"
+            draw_estimates(ax, steps, distances, colour, name)
         ax.axhline(reference["frechet"], color="grey", ls="--", lw=1, label="real images")
         ax.set(xscale="log", yscale="log", xlabel="steps", title=f"η = {eta:g}")
         ax.grid(alpha=0.3, which="both")

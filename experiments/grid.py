@@ -148,7 +148,7 @@ def load_relatives(subject: Subject, ending: str, device: torch.device) -> dict[
         The checkpoints by that number, ascending.
 
     Raises:
-        UserError: as `load_subjects`.
+        UserError: as `load_subjects`; one of them does not belong to the subject.
     """
     stem, found = Path(subject.path).stem, {}
     for path in subject.folder.glob("*.pt"):
@@ -157,7 +157,23 @@ def load_relatives(subject: Subject, ending: str, device: torch.device) -> dict[
     numbers = sorted(found)
     paths = [found[number] for number in numbers]
     loaded = load_subjects(paths, device, are_students=ending == STUDENTS)
+    for relative in loaded:
+        check_relative(relative, subject)
     return dict(zip(numbers, loaded, strict=True))
+
+
+def check_relative(relative: Subject, subject: Subject) -> None:
+    """Check that a student is one of this subject's, or that a snapshot has the subject's recipe.
+
+    Raises:
+        UserError: it does not.
+    """
+    mine = subject.contents["training"]
+    if "timesteps" in relative.contents:
+        if relative.contents["teacher"]["run"] != mine["run"]:
+            raise UserError(f"{relative.path} is not a student of {subject.path}: move it away")
+    elif relative.contents["training"]["args"] != mine["args"]:
+        raise UserError(f"{relative.path} has another recipe than {subject.path}: move it away")
 
 
 def shown(path: str | Path) -> str:

@@ -1,9 +1,9 @@
 """What does guidance gain, and what does it cost?
 
 A model trained with labels is asked for the digits 0, 1, ..., 9 in turn, at several guidance scales
-(see `guided` in diffusion.py). Scale 1 is no guidance. The first row is the same network without a
-label. Agreement is the share of images that the classifier reads as the digit asked for. ± is the
-standard error.
+(see `guided` in diffusion.py). Scale 1 is no guidance. The first row of each η is the same network
+without a label. Agreement is the share of images that the classifier reads as the digit asked for.
+± is the standard error.
 
 The checkpoint is the one named after a checkpoint of the study: mnist-v-labels.pt beside
 mnist-v.pt.
@@ -52,11 +52,9 @@ Figures = dict[tuple[float, str], dict[str, Estimate]]  # by eta and row, then b
 def run(study: Study) -> dict[str, str]:
     """Draw the figure and return the table; nothing if there is no checkpoint with labels."""
     blocks, panels = {}, {}
-    for subject in study.subjects:
-        path = subject.folder / f"{Path(subject.path).stem}-labels.pt"
-        if path.exists():
-            (labelled,) = load_subjects([path], study.process.device)
-            blocks[labelled.title] = measure(study, labelled, panels)
+    paths = [s.folder / f"{Path(s.path).stem}-labels.pt" for s in study.subjects]
+    for labelled in load_subjects([path for path in paths if path.exists()], study.process.device):
+        blocks[labelled.title] = measure(study, labelled, panels)
     if not study.process.is_first or not blocks:
         return {}
     draw_guidance(blocks, study.out / "guidance.png")

@@ -2,13 +2,16 @@
 
 `train.py --keep` keeps the EMA weights of a run at some of its steps. Where such checkpoints lie
 beside a checkpoint of the study, they are sampled as it is, with one seed. They are of the same
-run, and only the last one was trained to the end of its learning rate's schedule. ± is a 95 %
-interval for a run with another seed of sampling. The exponent says how the distance above that of
-real images falls from the row before: as images^exponent.
+recipe and seed, and only the finished model has its learning rate down to 0: its gain has two
+causes. ± is a 95 % interval for a run with another seed of sampling.
+
+Even real images have a distance above 0. What is above theirs is the excess. The exponent says how
+it falls from the row before: as images^exponent. The last column divides the excess at η = 1 by
+that at η = 0. ± of both is the standard error. They are left out where an excess is less than two
+standard errors. The distance of real images counts as known.
 
 Karras et al. 2022 (arXiv:2206.00364, figure 5) find that noise helps one network and harms a better
-one, on the same data. So η = 1 should lose its lead over η = 0 as the training goes on: the ratio
-of the two distances is in the table, too.
+one, on the same data. So the ratio should rise as the training goes on.
 
 Writes one table per checkpoint and length.png.
 """
@@ -20,10 +23,10 @@ from pathlib import Path
 from lab.pictures import new_figure, save_figure
 
 from experiments.common import Study
-from experiments.estimates import Estimate, quotient
+from experiments.estimates import Estimate, excess, quotient
 from experiments.figures import draw_estimates, eta_colours
 from experiments.grid import SNAPSHOTS, Subject, load_relatives, make_cells
-from experiments.tables import captioned, markdown_table, number, with_margin, with_se
+from experiments.tables import captioned, markdown_table, with_margin, with_se
 
 TITLE = "How long trained?"
 TABLES = ("length",)
@@ -86,25 +89,30 @@ def length_table(lengths: Lengths, reference: float) -> str:
     for eta in etas:
         head += [f"η = {eta:g}", "exponent"]
     if len(etas) > 1:
-        head.append(f"η = {etas[0]:g} over η = {etas[-1]:g}")
-    before, rows = {}, []
+        head.append(f"η = {etas[-1]:g} over η = {etas[0]:g}")
+    before, rows = None, []
     for images, distances in sorted(lengths.items()):
-        row = [f"{images:,}"]
+        row, above = [f"{images:,}"], {eta: excess(e, reference) for eta, e in distances.items()}
         for eta in etas:
-            slope = exponent(before.get(eta), (images, distances[eta].mean - reference))
-            before[eta] = images, distances[eta].mean - reference
-            row += [with_margin(distances[eta]), number(slope, ".2f")]
+            slope = exponent(before and (before[0], before[1][eta]), (images, above[eta]))
+            row += [with_margin(distances[eta]), with_se(slope, ".2f")]
         if len(etas) > 1:
-            row.append(with_se(quotient(distances[etas[0]], distances[etas[-1]]), ".2f"))
+            row.append(with_se(quotient(above[etas[-1]], above[etas[0]]), ".2f"))
+        before = images, above
         rows.append(row)
     return markdown_table(head, rows)
 
 
-def exponent(a: tuple[int, float] | None, b: tuple[int, float]) -> float:
-    """Return p of y ~ x^p through two points (x, y); nan without a point or with y <= 0."""
-    if a is None or min(a[1], b[1]) <= 0:
-        return math.nan
-    return math.log(b[1] / a[1]) / math.log(b[0] / a[0])
+def exponent(a: tuple[int, Estimate] | None, b: tuple[int, Estimate]) -> Estimate:
+    """Return p of y ~ x^p through two points (x, y), with its error to first order.
+
+    It is nan without a first point.
+    """
+    if a is None:
+        return Estimate(math.nan, math.nan)
+    (x_a, y_a), (x_b, y_b) = a, b
+    ratio, length = quotient(y_b, y_a), math.log(x_b / x_a)
+    return Estimate(math.log(ratio.mean) / length, ratio.se / ratio.mean / length)
 
 
 def draw_lengths(

@@ -1,18 +1,19 @@
 """How many bits does a test image cost, and does it survive a trip to noise and back?
 
-Timesteps are 0-based: t = T-1, ..., 0. x_0 is the image, and abar = 1 there.
+Timesteps are 0-based, as everywhere in this lab: t = T-1, ..., 0. Here x is the image, and all of
+x_{T-1}, ..., x_0 are noisy.
 
 **Bits per dimension.** The variational bound (DDPM, Ho et al. 2020, eq. 5) says how many bits an
 image costs at most:
 
-    -log p(x_0) <= L_T + sum of L_t over t = 1 ... T-1 + L_0
+    -log p(x) <= L_T + sum of L_t over t = 1 ... T-1 + L_0
 
-    L_T   KL(q(x_T | x_0) || N(0, I)), at the last timestep
-    L_t   KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)), the step from t to t-1       DDPM eq. 8
-    L_0   -log p(x_0 | x_t) at t = 0, the step to the image                          DDPM eq. 13
+    L_T   KL(q(x_{T-1} | x) || N(0, I)), at the noisiest timestep
+    L_t   KL(q(x_{t-1} | x_t, x) || p(x_{t-1} | x_t)), the step from t to t-1         DDPM eq. 8
+    L_0   -log p(x | x_0), the step from t = 0 to the image                          DDPM eq. 13
 
-Both variances of DDPM section 3.2 are measured, beta~_t and beta_t. beta~ is 0 at t = 0. There the
-small variance is the beta~ of t = 1, as in improved-diffusion. The predicted x_0 is clipped, as in
+Both variances of DDPM section 3.2 are measured, beta~_t and beta_t. At t = 0, where beta~ is 0,
+both take the beta~ of t = 1, as in improved-diffusion. The predicted image is clipped, as in
 sampling.
 
 L_0 needs a probability for each of the 256 levels of a pixel. It is the Gaussian of the last step,
@@ -22,22 +23,23 @@ reach to infinity. So the 256 probabilities add up to 1, and bits of models with
 can be compared.
 
 Every image has one t. p(t) is the share of L_t in the sum if the data were N(0, 1), and L_t / p(t)
-estimates the sum. The draws are stratified: n images have one t from each n-th of p(t). The images
-are in a random order, because MNIST's first 5,000 test images are cleaner than the others. The
-standard error comes from the differences of neighbours: images 2i and 2i + 1. It is too large
-rather than too small, because the two have different t.
+estimates the sum. The draws are stratified: p(t) is cut into n equally probable parts, and each of
+the n images has its t from another part. The images are in a random order, because MNIST's first
+5,000 test images are cleaner than the others. The standard error comes from the differences of
+neighbours: images 2i and 2i + 1. It is too large rather than too small, because the two have
+different t.
 
 **Inversion** (DDIM, Song et al. 2021, section 5.4). DDIM with eta = 0 solves an ODE. Its steps can
 also go up, from the image to noise:
 
-    x_u = sqrt(abar_u) x^_0 + sqrt(1 - abar_u) eps^,    x^_0 and eps^ predicted at x_t, u > t
+    x_u = sqrt(abar_u) x^ + sqrt(1 - abar_u) eps^,    x^ and eps^ predicted at x_t, u > t
 
 The first step starts at the image. The network has no timestep for it, so it is called at the
-smallest one, with the clean image. It gives eps^, and x^_0 is the image. Then the usual steps go
-down again. x^_0 is not clipped in either direction. The error is the mean square over the pixels,
-with images scaled to [0, 1]. A second row has the error after rounding both images to uint8. That
-cuts off what lies beyond black and white, so it is smaller if the range of the model is wider. ± is
-the standard error over the images.
+smallest one, with the clean image. It gives eps^, and x^ is the image. Then the usual steps go down
+again. x^ is not clipped in either direction. The error is the mean square over the pixels, with
+images scaled such that black is 0 and white is 1. A second row has the error after rounding both
+images to uint8. That cuts off what lies beyond black and white, so it is smaller if the range of
+the model is wider. ± is the standard error over the images.
 
 The network runs in float32 here, also on a GPU. Per-image results are kept in out/likelihood.
 
@@ -128,7 +130,7 @@ class Likelihood:
     columns: ClassVar = (
         *("t", "prior"),
         *("steps, small", "steps, large"),  # L_t / p(t)
-        *("decoder, small", "decoder, large"),
+        "decoder",
     )
     calls: ClassVar = 2  # of the network, per image
 
@@ -147,11 +149,11 @@ class Likelihood:
         noise = [image_noise(SEED, indices.to(device), draw, SHAPE) for draw in (0, 1)]
         steps = step_terms(model, scheduler, x0, noise[0], t)
         progress(len(places))
-        decoder = decoder_terms(model, scheduler, pixels, noise[1])
+        decoder = decoder_term(model, scheduler, pixels, noise[1])
         progress(len(places))
         weights = 1 / timestep_density(scheduler)[t]
         terms = [prior_term(scheduler, x0), *(weights * L for L in steps.values())]
-        nats = torch.stack([*terms, *decoder.values()])
+        nats = torch.stack([*terms, decoder])
         return torch.cat([t[None], nats / (math.log(2) * x0[0].numel())]).T
 
 
@@ -174,7 +176,7 @@ def timestep_density(scheduler: DDPMScheduler) -> Tensor:
 
 
 def choose_timesteps(scheduler: DDPMScheduler, n: int) -> Tensor:
-    """Return one t from each n-th of p(t), ascending, (n,) int64."""
+    """Return one t from each of n equally probable parts, ascending, (n,) int64."""
     cdf = timestep_density(scheduler)[1:].cumsum(0)
     return 1 + draw_timesteps(cdf, n, torch.Generator().manual_seed(SEED))
 
@@ -206,10 +208,8 @@ def step_terms(
     }
 
 
-def decoder_terms(
-    model: Model, scheduler: DDPMScheduler, pixels: Tensor, noise: Tensor
-) -> dict[str, Tensor]:
-    """Return L_0 of each image in nats, (B,) float64, for each of VARIANCES.
+def decoder_term(model: Model, scheduler: DDPMScheduler, pixels: Tensor, noise: Tensor) -> Tensor:
+    """Return L_0 of each image in nats, (B,) float64. It is the same for all of VARIANCES.
 
     Args:
         pixels: (B, C, H, W) uint8, on the CPU.
@@ -218,10 +218,8 @@ def decoder_terms(
     bound = scheduler.config.clip_sample_range
     x0, t = to_model_range(pixels, bound, F64), torch.zeros(len(pixels), dtype=torch.int64)
     _, mean = predict_x0(model, scheduler, x0, noise, t)  # of the last step: abar is 1 after it
-    return {
-        name: -log_probability(pixels, mean, v[0].sqrt(), bound).flatten(1).sum(1)
-        for name, v in variances(scheduler).items()
-    }
+    std = variances(scheduler)["small"][0].sqrt()
+    return -log_probability(pixels, mean, std, bound).flatten(1).sum(1)
 
 
 def predict_x0(
@@ -235,10 +233,10 @@ def predict_x0(
 
 
 def variances(scheduler: DDPMScheduler) -> dict[str, Tensor]:
-    """Return beta~_t ("small", with beta~_1 at t = 0) and beta_t ("large"), each (T,) float64."""
+    """Return beta~_t ("small") and beta_t ("large"), each (T,) float64; beta~_1 at t = 0."""
     abar, beta = scheduler.alphas_cumprod, scheduler.betas
     small = beta[1:] * (1 - abar[:-1]) / (1 - abar[1:])  # DDPM eq. 7
-    return {"small": torch.cat([small[:1], small]), "large": beta}
+    return {name: torch.cat([small[:1], v]) for name, v in (("small", small), ("large", beta[1:]))}
 
 
 def posterior_mean(scheduler: DDPMScheduler, x0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -318,7 +316,8 @@ class Inversion:
             return self.subject.model(x_t, t)
 
         back = decode(model, scheduler, encode(model, scheduler, x0))
-        errors = (back - x0) / 2, (to_uint8(back).float() - to_uint8(x0).float()) / 255
+        span = 2 * scheduler.config.clip_sample_range
+        errors = (back - x0) / span, (to_uint8(back).float() - to_uint8(x0).float()) / 255
         return torch.stack([e.cpu().double().square().flatten(1).mean(1) for e in errors], dim=1)
 
 
@@ -418,7 +417,7 @@ Terms = Mapping[str, Mapping[str, Tensor]]  # the columns of Likelihood, by the 
 
 
 def estimate(values: Tensor) -> Estimate:
-    """Return the mean of values of which two neighbours are two draws of nearly the same.
+    """Return the mean of values whose neighbours are draws from nearly the same distribution.
 
     The expected square of their difference is the sum of their variances, or more if their means
     differ.
@@ -433,7 +432,7 @@ def bits_table(terms: Terms) -> str:
     rows = []
     for name, columns in terms.items():
         for key, variance in VARIANCES.items():
-            parts = [columns[c] for c in ("prior", f"steps, {key}", f"decoder, {key}")]
+            parts = [columns[c] for c in ("prior", f"steps, {key}", "decoder")]
             bits = [estimate(v) for v in (sum(parts), *parts)]
             rows.append((f"{name}, {variance}", *(with_se(e, ".3f") for e in bits)))
     return markdown_table(("", "bits per dimension", "L_T", "sum of L_t", "L_0"), rows)
@@ -443,7 +442,7 @@ def ranges_table(terms: Terms, schedulers: Mapping[str, DDPMScheduler]) -> str:
     """Return the bits in each range of log-SNR and in L_0, and their share, with beta~."""
     rows = []
     for name, columns in terms.items():
-        steps, decoder = columns["steps, small"], columns["decoder, small"]
+        steps, decoder = columns["steps, small"], columns["decoder"]
         total = (columns["prior"] + steps + decoder).mean().item()
         t, row = columns["t"].long(), []
         inside = [timesteps_in_range(schedulers[name], *bounds)[t] for bounds in RANGES]
@@ -487,7 +486,7 @@ def draw_bits(terms: Terms, schedulers: Mapping[str, DDPMScheduler], path: Path)
     ax = axes[0, 0]
     for i, (name, columns) in enumerate(terms.items()):
         x, y = spent(columns, schedulers[name])
-        total = y[-1] + columns["decoder, small"].mean()
+        total = y[-1] + columns["decoder"].mean()
         ax.plot(x, y, lw=1.4, color=f"C{i}", label=f"{name}: {total:.2f}")
         ax.plot([x[-1], x[-1]], [y[-1], total], "o:", ms=3, lw=1.4, color=f"C{i}")
     ax.set(xlabel="log-SNR (noise → image)", ylabel="bits per dimension spent so far")

@@ -1,14 +1,15 @@
 """At which noise levels does the network make the errors that count?
 
 The exact denoiser (see denoiser.py) takes the place of the network in one range of log-SNR at a
-time, and then the network that of the exact denoiser. log-SNR = log(ᾱ / (1 − ᾱ)) rises from noise
+time. Then the two change roles. log-SNR = log(ᾱ / (1 − ᾱ)) rises from noise
 to image, so the ranges are in the order in which sampling passes them. All cells of mixtures have
 seed 0, and so the same noise. ± is the standard error.
 
 Two papers compare deterministic sampling (an ODE, η = 0) with noisy sampling (an SDE, like η = 1).
-Cao et al. 2023 (arXiv:2306.02063) find that noise helps against an error made early, and that no
-noise is better if the error is made at the end. Xu et al. 2023 (Restart, arXiv:2306.14878) say that
-the noise contracts errors made before, while an ODE has the smaller discretisation error.
+Cao et al. 2023 (arXiv:2306.02063) find that noise helps against an error made early, and that
+sampling without noise is better if the error is made at the end. Xu et al. 2023 (Restart,
+arXiv:2306.14878) say that the noise contracts errors made before, while an ODE has the smaller
+discretisation error.
 
 One caution. At low noise the exact denoiser predicts the nearest training image, whatever the steps
 before have made. So it also repairs errors that were made earlier.

@@ -7,7 +7,11 @@ Every checkpoint samples with DDPM, and with DDIM and DPM-Solver++(2M) at η = 0
 what DDIM reaches without the error of a network. ± is a 95 % interval for a run with another seed.
 
 Some rows must agree up to rounding. DDPM with the variance β̃ is DDIM at η = 1. DPM-Solver++ takes
-its first and its last step as DDIM does, so at 1 and 2 steps it is DDIM.
+its first and its last step as DDIM does, so at 1 and 2 steps it is DDIM. The last step adds no
+noise, so at 1 step η makes no difference.
+
+"Not significantly worse" is z < 2, for independent errors. All rows start from the same noise, so
+their errors are not quite independent. And the best of several rows is a little lucky.
 
 Writes a table of Fréchet distances per checkpoint, with the best of each column in bold; a table of
 the best sampler at each number of calls; samplers.png; and students.png, the same noise with the
@@ -153,7 +157,7 @@ def calls_table(measured: Mapping[str, Distances], names: Mapping[str, str]) -> 
         row = [k]
         for distances in measured.values():
             best = advice(distances, k)
-            row += [", or ".join(best), with_margin(distances[best[0], k])]
+            row += [", or ".join(best), with_margin(distances[best[0], k])] if best else ["–", "–"]
         rows.append(row)
     return markdown_table(head, rows)
 
@@ -170,6 +174,8 @@ def advice(distances: Distances, k: int) -> list[str]:
             continue
         if not any(math.isclose(e.mean, other.mean, rel_tol=1e-4) for other in usable.values()):
             usable[name] = e
+    if not usable:  # k is more than the model has timesteps
+        return []
     best, *others = sorted(usable, key=lambda name: usable[name].mean)
     return [best, *(name for name in others if z_score(usable[name], usable[best]) < 2)]
 

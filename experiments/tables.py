@@ -46,7 +46,9 @@ def number(value: float, form: str = ".1f") -> str:
 
 
 def with_se(e: Estimate, form: str = ".1f") -> str:
-    """Return the mean ± its standard error."""
+    """Return the mean ± its standard error; "–" if it is not defined."""
+    if math.isnan(e.mean):
+        return "–"
     return f"{number(e.mean, form)} ± {number(e.se, form)}"
 
 

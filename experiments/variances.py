@@ -26,8 +26,8 @@ training images. For a perfect network it is the mean variance of x_0 given x_t,
 by abar_t. Moreover, V_t itself is also right for a prediction that is clipped or imperfect (as in
 Bao et al. 2022b, arXiv:2206.07309).
 
-A linear prediction has V_t <= 1 - abar_t if the pixels have a variance of at most 1. A prediction
-that is at least as good therefore gives beta~_t <= sigma*_t^2 <= beta: DDPM section 3.2.
+The best linear prediction has V_t <= 1 - abar_t if the pixels have a variance of at most 1. A
+prediction that is at least as good therefore gives beta~_t <= sigma*_t^2 <= beta: DDPM section 3.2.
 """
 
 from collections.abc import Callable, Mapping

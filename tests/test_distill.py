@@ -267,14 +267,24 @@ def test_students_of_an_earlier_run_are_kept(
     [
         ((), ("--ckpt",)),
         (("--ckpt", "missing.pt"), ("missing.pt",)),
-        (("--ckpt", "x.pt", "--teacher-steps", 48), ("--teacher-steps 48", "halving")),
+        (("--ckpt", "x.pt", "--teacher-steps", 48), ("48", "--teacher-steps", "halving")),
         (("--ckpt", "x.pt", "--teacher-steps", 4, "--student-steps", 4), ("halving",)),
         (("--ckpt", "x.pt", "--lr", "nan"), ("--lr",)),
         (("--resume", "x.state.pt"), ("-students.state.pt",)),
+        (("--resume", "x-students.state.pt", "--ckpt", "y.pt"), ("leave out --ckpt",)),
     ],
 )
 def test_bad_arguments_of_distill(run_here, arguments, words):
     assert_refused(run_here("distill.py", *arguments), *words)
+
+
+@pytest.mark.parametrize("student_steps", [3, 32, 64])
+def test_student_steps_that_halving_does_not_reach_are_refused(
+    tiny_checkpoint, run_here, student_steps
+):
+    """Also without --teacher-steps, whose default depends on the checkpoint."""
+    arguments = ("--ckpt", tiny_checkpoint, "--student-steps", student_steps)
+    assert_refused(run_here("distill.py", *arguments, "--out", "x.pt"), "halving", "32 steps")
 
 
 def test_more_steps_than_timesteps_are_refused(tiny_checkpoint, run_here, data_dir):

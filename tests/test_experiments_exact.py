@@ -264,7 +264,7 @@ def test_kept_cells_are_those_of_the_code_of_their_model(tmp_path, monkeypatch):
     subjects = [subject_of(), EXACT_MODEL]
     cells = grid.make_cells(subjects, [2], [0.0], lambda _: 10)
     scored = {"n": 10, "metrics_key": "now"}
-    monkeypatch.setattr(grid, "score", lambda images, data_dir: scored)
+    monkeypatch.setattr(grid, "score", lambda *args: scored)
     monkeypatch.setattr(grid, "metrics_key", lambda: "now")
     grid.run_cells(cells, subjects, ALONE, tmp_path, 100, "data")
 

@@ -42,7 +42,7 @@ class FakeStudy(Study):
 def study(tmp_path, monkeypatch):
     """Beside net.pt lies net-labels.pt; nothing lies beside other.pt."""
     (tmp_path / "net-labels.pt").touch()
-    monkeypatch.setattr(guidance, "load_subjects", lambda paths, device: [LABELLED])
+    monkeypatch.setattr(guidance, "load_subjects", lambda paths, device: [LABELLED] * len(paths))
     subjects = [
         Subject(label, f"{label}.pt", "0" * 64, None, CONFIG, folder=tmp_path)
         for label in ("net", "other")
@@ -134,6 +134,8 @@ def test_relatives_are_named_after_the_checkpoint(tmp_path, monkeypatch):
         asked.append(are_students)
         return [path.name for path in paths]
 
+    monkeypatch.setattr(grid, "check_relative", lambda relative, subject: None)
+
     monkeypatch.setattr(grid, "load_subjects", load)
     subject = Subject("a", "a.pt", "0" * 64, None, CONFIG, folder=tmp_path)
     students = grid.load_relatives(subject, grid.STUDENTS, ALONE.device)
@@ -142,6 +144,22 @@ def test_relatives_are_named_after_the_checkpoint(tmp_path, monkeypatch):
     snapshots = grid.load_relatives(subject, grid.SNAPSHOTS, ALONE.device)
     assert snapshots == {100: "a-step100.pt"}
     assert asked == [True, False]
+
+
+def test_relatives_that_belong_to_another_checkpoint_are_refused():
+    """As after a new training, where the students and snapshots are still those of the old one."""
+    mine = {"run": "1", "args": {"seed": 0}}
+    subject = replace(LABELLED, contents=CONFIG | {"training": mine})
+    student = {"timesteps": [7, 3], "teacher": mine, "training": {"run": "9", "args": {}}}
+    snapshot = {"training": {"run": "2", "args": {"seed": 0}}}  # the same command, run again
+    for contents in (student, snapshot):
+        grid.check_relative(replace(LABELLED, contents=contents), subject)
+    for contents in (
+        student | {"teacher": mine | {"run": "2"}},
+        {"training": mine | {"args": {"seed": 1}}},
+    ):
+        with pytest.raises(UserError, match="move it away"):
+            grid.check_relative(replace(LABELLED, contents=contents), subject)
 
 
 def test_a_student_is_sampled_at_its_own_timesteps():

@@ -10,7 +10,7 @@ import torch
 
 from experiments import length
 from experiments.common import Settings, Study
-from experiments.estimates import Results
+from experiments.estimates import Estimate, Results, excess
 from experiments.grid import Subject
 
 SETTINGS = Settings((1, 50), (4,), (0.0, 0.5, 1.0), 100, 100, 1, 0, 100, "data", None)
@@ -63,19 +63,25 @@ def test_the_table_has_a_row_per_length_with_exponents_and_ratios(study):
     assert length.run(study)["length"].splitlines() == [
         "**v-prediction (a)**",
         "",
-        "| training images | η = 0 | exponent | η = 1 | exponent | η = 0 over η = 1 |",
+        "| training images | η = 0 | exponent | η = 1 | exponent | η = 1 over η = 0 |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
-        "| 100 | 105.0 ± 0.0 | – | 15.0 ± 0.0 | – | 7.00 ± 0.00 |",
-        "| 400 | 30.0 ± 0.0 | −1.00 | 7.5 ± 0.0 | −1.00 | 4.00 ± 0.00 |",
-        "| 1,000 | 15.0 ± 0.0 | −1.00 | 6.0 ± 0.0 | −1.00 | 2.50 ± 0.00 |",
+        "| 100 | 105.0 ± 0.0 | – | 15.0 ± 0.0 | – | 0.10 ± 0.00 |",
+        "| 400 | 30.0 ± 0.0 | −1.00 ± 0.00 | 7.5 ± 0.0 | −1.00 ± 0.00 | 0.10 ± 0.00 |",
+        "| 1,000 | 15.0 ± 0.0 | −1.00 ± 0.00 | 6.0 ± 0.0 | −1.00 ± 0.00 | 0.10 ± 0.00 |",
     ]
     assert (study.out / "length.png").stat().st_size > 5000
 
 
 def test_the_exponent_is_the_slope_of_the_logarithms():
-    assert length.exponent((10, 8.0), (40, 1.0)) == pytest.approx(-1.5)
-    assert math.isnan(length.exponent(None, (10, 1.0)))
-    assert math.isnan(length.exponent((10, 1.0), (20, -0.1)))
+    e = length.exponent((10, Estimate(8.0, 0.8)), (40, Estimate(1.0, 0.2)))
+    assert e.mean == pytest.approx(-1.5)
+    assert e.se == pytest.approx(math.hypot(0.1, 0.2) / math.log(4))
+    assert math.isnan(length.exponent(None, (10, Estimate(1.0, 0.1))).mean)
+    unknown = excess(Estimate(3.0, 0.6), 2.0)  # less than two errors above real images
+    assert math.isnan(unknown.mean)
+    assert math.isnan(length.exponent((10, Estimate(1.0, 0.1)), (20, unknown)).mean)
+    assert math.isnan(length.exponent((10, unknown), (20, Estimate(1.0, 0.1))).mean)
+    assert excess(Estimate(3.0, 0.4), 2.0) == Estimate(1.0, 0.4)
 
 
 def test_without_snapshots_there_is_no_table(study):

@@ -211,15 +211,15 @@ def test_who_knows_the_image_pays_for_the_prior_only():
         tilde, beta = (v[t].item() for v in likelihood.variances(scheduler).values())
         constant = 784 * (tilde / beta - 1 - math.log(tilde / beta)) / 2
         torch.testing.assert_close(L_t["large"], torch.full((10,), constant, dtype=F64))
-    decoder = likelihood.decoder_terms(oracle, scheduler, pixels, noise)
-    assert all(L_0.abs().max() < 1e-9 for L_0 in decoder.values())
+    L_0 = likelihood.decoder_term(oracle, scheduler, pixels, noise)
+    assert L_0.abs().max() < 1e-9
     abar = (1 - torch.tensor(betas, dtype=F64)).prod()
     wanted = (abar * x0.square() - abar - (1 - abar).log()).flatten(1).sum(1) / 2
     torch.testing.assert_close(prior, wanted)
 
 
-def test_the_decoder_of_the_small_variance_has_beta_tilde_of_the_second_step():
-    """It is predicted from x_t at t = 0, clipped, and the other variance is beta of the first."""
+def test_the_decoder_has_beta_tilde_of_the_second_step():
+    """The image is predicted from x_t at t = 0, and clipped. Both variances are the same there."""
     scheduler = scheduler_of(clip_sample=True, clip_sample_range=1.25)
     seen = []
 
@@ -228,16 +228,19 @@ def test_the_decoder_of_the_small_variance_has_beta_tilde_of_the_second_step():
         return torch.full_like(x_t, 2.0)
 
     pixels, noise = fake_images(10)[:3], torch.randn(3, *SHAPE, dtype=F64)
-    L_0 = likelihood.decoder_terms(network, scheduler, pixels, noise)
+    L_0 = likelihood.decoder_term(network, scheduler, pixels, noise)
     x0 = to_model_range(pixels, 1.25, F64)
     torch.testing.assert_close(seen[0][0], scheduler.add_noise(x0, noise, 0))
     assert seen[0][1].tolist() == [0, 0, 0]
     a_0, a_1 = abar_at(scheduler, 0), abar_at(scheduler, 1)
     small = (1 - a_1 / a_0) * (1 - a_0) / (1 - a_1)
-    for name, variance in {"small": small, "large": 1 - a_0}.items():
-        mean, std = torch.full_like(x0, 1.25), torch.tensor(variance, dtype=F64).sqrt()
-        log_p = likelihood.log_probability(pixels, mean, std, 1.25)
-        torch.testing.assert_close(L_0[name], -log_p.flatten(1).sum(1))
+    tables = likelihood.variances(scheduler)
+    assert tables["small"][0].item() == tables["large"][0].item() == pytest.approx(small)
+    assert tables["small"][1].item() == pytest.approx(small)
+    assert tables["large"][1].item() == pytest.approx(1 - a_1 / a_0)
+    mean, std = torch.full_like(x0, 1.25), torch.tensor(small, dtype=F64).sqrt()
+    log_p = likelihood.log_probability(pixels, mean, std, 1.25)
+    torch.testing.assert_close(L_0, -log_p.flatten(1).sum(1))
 
 
 def test_clipping_counts_at_every_step():
@@ -320,10 +323,10 @@ def test_a_row_has_the_terms_of_its_image_in_bits_per_dimension():
         x0, mine = to_model_range(images[index], 1.0, F64), t[place : place + 1]
         noises = [image_noise(likelihood.SEED, index, draw, SHAPE) for draw in (0, 1)]
         L_t = likelihood.step_terms(network, scheduler, x0, noises[0], mine)
-        L_0 = likelihood.decoder_terms(network, scheduler, images[index], noises[1])
+        L_0 = likelihood.decoder_term(network, scheduler, images[index], noises[1])
         wanted = [likelihood.prior_term(scheduler, x0).item() / BITS]
         wanted += [L_t[name].item() / p[mine].item() / BITS for name in ("small", "large")]
-        wanted += [L_0[name].item() / BITS for name in ("small", "large")]
+        wanted += [L_0.item() / BITS]
         assert row.tolist() == pytest.approx([mine.item(), *wanted], rel=1e-4)
 
 
@@ -458,7 +461,9 @@ def test_the_errors_are_those_of_images_in_0_to_1_and_of_pixels():
     table = Inversion(subject, 8, 5).measure(images, torch.arange(3), CPU, calls.append)
     assert sum(calls) == 3 * Inversion(subject, 8, 5).calls and table.shape == (3, 2)
     error, as_uint8 = table[0].tolist()
-    assert error == pytest.approx((0.01**2 + 0.05**2) / 2, rel=1e-4)
+    assert error == pytest.approx(
+        (0.02**2 + 0.1**2) / 2 / 2.5**2, rel=1e-4
+    )  # white is 2.5 above black
     assert as_uint8 == pytest.approx((3 / 255) ** 2 / 2)  # (0.22 + 1) * 127.5 = 155.55: 156
 
 
@@ -529,7 +534,7 @@ def test_the_key_has_the_device_and_the_model():
         ("experiments/likelihood.py", "ratio - 1 - ratio.log()", "ratio - 1", {"Likelihood"}),
         ("experiments/likelihood.py", "SEED = 0", "SEED = 1", {"Likelihood", "Inversion"}),
         ("experiments/likelihood.py", "pairwise(up)", "pairwise(up[1:])", {"Inversion"}),
-        ("experiments/likelihood.py", "(back - x0) / 2", "back - x0", {"Inversion"}),
+        ("experiments/likelihood.py", "(back - x0) / span", "back - x0", {"Inversion"}),
         ("experiments/likelihood.py", "Draw the bits", "Show the bits", set()),
         ("experiments/likelihood.py", '"σ² = β̃"', '"beta~"', set()),
         ("scheduler.py", "sqrt_abar * sample - sqrt", "sqrt_abar * sample + sqrt", "both"),
@@ -642,7 +647,7 @@ def test_the_bits_spent_rise_to_the_bound_without_the_decoder():
         (9.04, 0.031, "9.04 ± 0.03"),
         (0.0312, 0.0044, "0.031 ± 0.004"),
         (0.0, 0.0, "0.000 ± 0.000"),
-        (math.nan, math.nan, "– ± –"),
+        (math.nan, math.nan, "–"),
     ],
 )
 def test_errors_of_all_sizes_can_be_read(mean, se, text):

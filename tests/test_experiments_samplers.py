@@ -133,6 +133,16 @@ def test_lines_that_are_one_sampler_are_named_once():
     assert samplers.advice(distances, 4) == ["DDIM, η = 1"]
 
 
+def test_a_model_of_few_timesteps_has_no_advice_for_more_calls():
+    measured = {
+        "a": {("DDIM, η = 0", 8): Estimate(2.0, 0.1)},
+        "b": {("DDIM, η = 0", 4): Estimate(3.0, 0.1)},
+    }
+    lines = samplers.calls_table(measured, {"a": "a", "b": "b"}).splitlines()
+    assert lines[2].startswith("| 4 | – | – | DDIM, η = 0 | 3.0")
+    assert lines[3].endswith(" | – | – |")
+
+
 def test_another_process_shares_the_work_and_writes_nothing(study):
     study.process = Process(torch.device("cpu"), world=2, rank=1)
     assert samplers.run(study) == {}

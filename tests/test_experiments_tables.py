@@ -155,13 +155,13 @@ def read_rows(path):
         return [{c: typed(c, value) for c, value in row.items()} for row in csv.DictReader(file)]
 
 
-def all_tables(grid, trained, trainings, variances):
+def all_tables(grid, trained, trainings, variances, real):
     """Return every table that depends on nothing but the rows of cells."""
     best = {label: grid.at(label, *grid.best(label))[0] for label in grid.symbols}
     return {
         **steps.tables(grid),
         "eta-duels": eta.duels_table(grid, 0.0, 1.0),
-        "eta-ratios": eta.ratios_table(grid),
+        "eta-ratios": eta.ratios_table(grid, real),
         "eta-variances": eta.variances_tables(grid, variances) if variances else "",
         "prediction-duels": prediction.duels_table(grid, (0.0, 1.0)),
         "prediction-one-step": prediction.one_step_table(grid),
@@ -250,7 +250,8 @@ def test_the_tables_of_the_shipped_study_are_those_of_its_rows(replay):
         for name, sampler in eta.VARIANCES.items()
     }
     measured = all(results.rows for results in variances.values())  # else the table is empty
-    tables = all_tables(grid, trained, trainings, variances if measured else {})
+    real = {steps: replay.reference(grid.images(steps))["frechet"] for steps in grid.steps}
+    tables = all_tables(grid, trained, trainings, variances if measured else {}, real)
     del tables["setup"], tables["copying"]
     for experiment in (samplers, length, exact, ranges, guidance, calibration):
         tables |= replayed(experiment, replay)
@@ -287,6 +288,6 @@ def test_images_that_are_all_the_same_break_no_table(value, other):
         name: Results([row | {"sampler": sampler} for row in several])
         for name, sampler in eta.VARIANCES.items()
     }
-    tables = all_tables(Results(rows), trained, trainings, variances)
+    tables = all_tables(Results(rows), trained, trainings, variances, dict.fromkeys((1, 10, 50), 1))
     assert all("nan" not in table and "inf" not in table for table in tables.values())
     assert ("−∞" in tables["prediction-duels"]) == (value != other)

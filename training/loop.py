@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 import shlex
 import signal
 import sys
@@ -175,10 +176,14 @@ def progress_bar(run: Run, process: Process) -> tqdm:
 
 def tell_how_to_resume(run: Run, files: RunFiles, process: Process) -> None:
     """Print the command that continues a stopped run."""
-    several = ("torchrun", f"--nproc-per-node={process.world}", "--")
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", process.world))  # torchrun says it: on this node
+    several = ("torchrun", f"--nproc-per-node={here}", "--")
     launcher = several if process.world > 1 else ("python",)
     command = shlex.join([*launcher, sys.argv[0], f"--resume={files.state}"])
-    tqdm.write(f"stopped at step {run.step} of {run.total_steps}; continue with\n  {command}")
+    nodes = "" if here == process.world else ", and torchrun's options for several nodes"
+    tqdm.write(
+        f"stopped at step {run.step} of {run.total_steps}; continue with\n  {command}{nodes}"
+    )
 
 
 # --------------------------------------------------------------------------------- before the loop
@@ -230,7 +235,8 @@ def start(
                     notes.append(files.keep_earlier_run())
                 for note in filter(None, [*notes, *run.notes()]):
                     tqdm.write(f"note: {note}", file=sys.stderr)
-            return train(run, args, options, files, process, [x[:2048] for x in held_out])
+            held_out = [x[:: max(1, len(x) // 2048)][:2048] for x in held_out]
+            return train(run, args, options, files, process, held_out)
 
 
 def add_options(group: argparse._ArgumentGroup) -> None:

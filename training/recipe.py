@@ -56,10 +56,9 @@ def timestep_cdf(alphas_cumprod: Tensor, density: str, low_noise: float = 0.0) -
 def loss_weights(alphas_cumprod: Tensor, prediction_type: str, max_weight: float) -> Tensor:
     """Return the (T,) weights of the squared error: min(1 / abar_t, max_weight) for eps, else 1.
 
-    An error of the predicted x_0 is sqrt(abar_t) times smaller when it is measured in eps than when
-    it is measured in v. So the unweighted loss of eps hardly counts the nearly pure noise in which
-    a digit begins (Salimans & Ho 2022, section 4). The bound was found by measurement, see
-    benchmarks/recipe.md.
+    The same error of x_0 is multiplied by sqrt(abar_t) when it is measured in eps instead of in v.
+    So the unweighted loss of eps hardly counts the nearly pure noise in which a digit begins
+    (Salimans & Ho 2022, section 4). The bound was found by measurement, see benchmarks/recipe.md.
     """
     if prediction_type == "epsilon":
         return (1 / alphas_cumprod).clamp(max=max_weight)

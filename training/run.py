@@ -91,9 +91,9 @@ class Run(ABC):
     def next_batch(self) -> tuple[Tensor, Tensor | None]:
         """Return x_0 of this step, (B, C, H, W) in the range of the model, and the labels (B,).
 
-        Every epoch shows each image once. The order is a function of (seed, epoch), so a resumed
-        run continues it. A tenth of the labels is replaced by the null label, so that the network
-        also learns to do without (Ho & Salimans 2022, algorithm 1).
+        An epoch shows each image at most once: what does not fill a batch is left out. The order is
+        a function of (seed, epoch), so a resumed run continues it. A tenth of the labels become the
+        null label, so that the network also learns to do without (Ho & Salimans 2022, algorithm 1).
         """
         epoch, i = divmod(self.step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
@@ -364,7 +364,9 @@ class Training(Run):
         return self.recipe.minutes is not None and self.step == 5
 
     def fit_to_the_clock(self) -> None:
-        if self.recipe.minutes is not None and self.elapsed > 1e-6 * self.step > 0:
+        if self.recipe.minutes is None or self.step == 0:
+            return
+        if self.elapsed > 1e-6 * self.step:  # else a damaged state has lost its time
             left = self.recipe.minutes * 60 - self.elapsed
             self.total_steps = self.step + max(0, round(left / (self.elapsed / self.step)))
 

@@ -142,7 +142,8 @@ class RunFiles:
     def draw_loss_curve(self, log: list[dict], loss: str) -> None:
         """Draw the training and the validation loss against the number of images seen.
 
-        Both are means over the same distribution of timesteps, so the lines can be compared.
+        Both are means over the same distribution of timesteps. With labels, only the first leaves
+        some out.
 
         Args:
             loss: what the loss is, for the axis.
