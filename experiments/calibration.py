@@ -52,7 +52,7 @@ def settings(
         steps, etas: those of the study. Settings with others are left out.
     """
     eps = next((subject for subject in subjects if subject.symbol == "ε"), subjects[-1])
-    wanted = [(eps, 10, 1.0), (subjects[0], 5, 0.0), (subjects[0], 20, 1.0)]
+    wanted = [(eps, 10, 1.0), (subjects[0], 5, 0.0), (subjects[0], 10, 1.0)]
     names = short_names({subject.label: subject.symbol for subject in subjects})
     return {
         f"{names[subject.label]}, {number} steps, η = {eta:g}": (subject, number, eta)

@@ -8,8 +8,8 @@ errors above it has no ratio.
 
 Two more variances of the noise have the mean of η = 1 (see variances.py): σ̂² = β, the last row of
 that table 1, and σ*², the optimal variance of Analytic-DPM (Bao et al. 2022). They are compared
-with every η of the grid from 5 steps on, the optimal one up to 50 steps. The figure has the η that
-they amount to at each timestep, η* = σ*² / β̃ and β / β̃.
+with every η of the grid from 5 steps on, the optimal one up to 50 steps, with one seed. The figure
+has the η that they amount to at each timestep, η* = σ*² / β̃ and β / β̃.
 
 Writes a table of the duels, one of the ratios, one of the variances, and eta-star.png.
 """
@@ -106,7 +106,7 @@ def measure_variances(study: Study) -> dict[str, Results]:
     informed = [with_x0_errors(subject, images, few, process) for subject in study.subjects]
     results = {}
     for name, subjects, some in (("σ̂", study.subjects, steps), ("σ*", informed, few)):
-        cells = make_cells(subjects, some, [None], s.images, s.repetitions, VARIANCES[name])
+        cells = make_cells(subjects, some, [None], s.images, sampler=VARIANCES[name])
         results[name] = study.measure(cells, subjects)
     if process.is_first and few:
         draw_eta_star(informed, few, study.out / "eta-star.png")
@@ -156,7 +156,11 @@ def variances_table(grid: Results, variances: Mapping[str, Results], label: str,
         cells = best_in_bold(column)
         missing = [""] * (len(grid.etas) + len(variances) - len(cells))
         columns.append([f"*{grid.images(steps):,} × {column[0].runs}*", *cells, *missing])
-    names = ["*n × seeds*", *(f"η = {eta:g}" for eta in grid.etas), *variances]
+    names = [
+        "*n × seeds*",
+        *(f"η = {eta:g}" for eta in grid.etas),
+        *(f"{v}, 1 seed" for v in variances),
+    ]
     return markdown_table(["steps", *all_steps], zip(names, *columns, strict=True))
 
 

@@ -1,14 +1,13 @@
 """With k network calls, which sampler is best?
 
 A step of any sampler calls the network once, so samplers are compared at equal numbers of steps.
-Every checkpoint samples with DDPM, and with DDIM and DPM-Solver++(2M) at η = 0 and 1. Its students
+Every checkpoint samples with DDIM, whose η = 1 is DDPM, and with DPM-Solver++(2M). Its students
 (see distill.py) are beside them where they lie beside the checkpoint: they sample with DDIM, at
 η = 0 and with a little noise between the steps, η = 0.3. The exact denoiser (see denoiser.py) shows
 what DDIM reaches without the error of a network. ± is a 95 % interval for a run with another seed.
 
-Some rows must agree up to rounding. DDPM with the variance β̃ is DDIM at η = 1. DPM-Solver++ takes
-its first and its last step as DDIM does, so at 1 and 2 steps it is DDIM. The last step adds no
-noise, so at 1 step η makes no difference.
+Some rows must agree up to rounding. DPM-Solver++ takes its first and its last step as DDIM does, so
+at 1 and 2 steps it is DDIM. The last step adds no noise, so at 1 step η makes no difference.
 
 "Not significantly worse" is z < 2, for independent errors. All rows start from the same noise, so
 their errors are not quite independent. And the best of several rows is a little lucky.
@@ -50,14 +49,13 @@ class Line:
 
     who: str  # "network", "students" or "exact"
     sampler: str
-    eta: float | None
+    eta: float
     form: str  # of the line in the figure
 
 
 LINES = {
     "DDIM, η = 0": Line("network", "ddim", 0.0, "o-"),
-    "DDIM, η = 1": Line("network", "ddim", 1.0, "o-"),
-    "DDPM": Line("network", "ddpm", None, "x:"),
+    "DDIM, η = 1 (DDPM)": Line("network", "ddim", 1.0, "o-"),
     "DPM-Solver++, η = 0": Line("network", "dpm++", 0.0, "s--"),
     "DPM-Solver++, η = 1": Line("network", "dpm++", 1.0, "s--"),
     "students, η = 0": Line("students", "ddim", 0.0, "*-"),
@@ -205,7 +203,7 @@ def draw_samplers(
 ) -> None:
     """Draw the Fréchet distance against steps: a panel for each model, a line for each sampler."""
     figure, axes = new_figure(1, len(measured), 4.6 * len(measured), 4.2)
-    colours = eta_colours((0.0, 0.3, 1.0)) | {None: "black"}
+    colours = eta_colours((0.0, 0.3, 1.0))
     for ax, (label, distances) in zip(axes[0], measured.items(), strict=True):
         for name, line in LINES.items():
             calls = sorted(k for n, k in distances if n == name)
