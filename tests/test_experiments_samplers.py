@@ -70,7 +70,7 @@ def test_every_line_has_its_cells(study):
     lines = [line for line in samplers.LINES.values() if line.who == "network"]
     assert {(c.sampler, c.eta) for c in networks} == {(line.sampler, line.eta) for line in lines}
     assert {c.steps for c in networks} == {2, 20}  # 2000 are more than the timesteps
-    assert len(networks) == 2 * 5 * (1 + 3)  # models, lines, seeds at 2 and at 20 steps
+    assert len(networks) == 2 * 4 * (1 + 3)  # models, lines, seeds at 2 and at 20 steps
     assert {c for c in networks if c.steps == 2 and c.sampler == "ddim"} < set(study.grid_cells)
     students = [c for c in cells if "steps" in c.model]
     assert {(c.model, c.steps, c.eta) for c in students} == {("a-2steps", 2, e) for e in (0, 0.3)}
@@ -88,8 +88,7 @@ def test_the_table_has_a_row_per_line_and_the_best_in_bold(study):
         "| network calls | 2 | 20 |",
         "| --- | ---: | ---: |",
         "| DDIM, η = 0 | 504.0 ± 1.4 | 54.0 ± 1.2 |",
-        "| DDIM, η = 1 | 503.0 ± 1.4 | 53.0 ± 1.2 |",
-        "| DDPM | 503.0 ± 1.4 | 53.0 ± 1.2 |",
+        "| DDIM, η = 1 (DDPM) | 503.0 ± 1.4 | 53.0 ± 1.2 |",
         "| DPM-Solver++, η = 0 | 502.0 ± 1.4 | 52.0 ± 1.2 |",
         "| DPM-Solver++, η = 1 | 501.0 ± 1.4 | **51.0 ± 1.2** |",
         "| students, η = 0 | 50.4 ± 1.4 | – |",
@@ -97,7 +96,7 @@ def test_the_table_has_a_row_per_line_and_the_best_in_bold(study):
         "| exact denoiser, η = 0 | 0.0 ± 1.4 | 0.0 ± 1.2 |",
         "| exact denoiser, η = 1 | 0.0 ± 1.4 | 0.0 ± 1.2 |",
     ]
-    assert "| DDPM | 513.0 ± 1.4 |" in second and "students" not in second
+    assert "| DDIM, η = 1 (DDPM) | 513.0 ± 1.4 |" in second and "students" not in second
     assert (study.out / "samplers.png").stat().st_size > 5000
 
 
@@ -124,13 +123,13 @@ def test_the_same_noise_is_shown_with_the_checkpoint_and_its_students(study):
 
 def test_lines_that_are_one_sampler_are_named_once():
     distances = {
-        ("DDIM, η = 1", 4): Estimate(20.0002, 1.0),
-        ("DDPM", 4): Estimate(20.0, 1.0),
+        ("DDIM, η = 1 (DDPM)", 4): Estimate(20.0002, 1.0),
+        ("DPM-Solver++, η = 1", 4): Estimate(20.0, 1.0),
         ("DDIM, η = 0", 4): Estimate(22.9, 1.0),  # z = 2.05
         ("exact denoiser, η = 0", 4): Estimate(1.0, 0.1),
         ("DDIM, η = 0", 8): Estimate(2.0, 0.1),
     }
-    assert samplers.advice(distances, 4) == ["DDIM, η = 1"]
+    assert samplers.advice(distances, 4) == ["DDIM, η = 1 (DDPM)"]
 
 
 def test_a_model_of_few_timesteps_has_no_advice_for_more_calls():
@@ -146,5 +145,5 @@ def test_a_model_of_few_timesteps_has_no_advice_for_more_calls():
 def test_another_process_shares_the_work_and_writes_nothing(study):
     study.process = Process(torch.device("cpu"), world=2, rank=1)
     assert samplers.run(study) == {}
-    assert len(study.rows) == 2 * 5 * (1 + 3) + 2 + 2 * (1 + 3)
+    assert len(study.rows) == 2 * 4 * (1 + 3) + 2 + 2 * (1 + 3)
     assert not list(study.out.iterdir())

@@ -270,6 +270,6 @@ def test_the_table_of_variances_has_a_row_for_each_and_gaps_where_none_was_measu
     assert lines[3:] == [
         "| η = 0 | 8.0 ± 2.8 | 7.0 ± 2.8 |",
         "| η = 1 | 6.0 ± 2.8 | 3.0 ± 2.8 |",
-        "| σ̂ | 50.0 ± 2.8 | **2.0 ± 2.8** |",
-        "| σ* | **5.0 ± 2.8** |  |",
+        "| σ̂, 1 seed | 50.0 ± 2.8 | **2.0 ± 2.8** |",
+        "| σ*, 1 seed | **5.0 ± 2.8** |  |",
     ]
