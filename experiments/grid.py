@@ -168,12 +168,15 @@ def check_relative(relative: Subject, subject: Subject) -> None:
     Raises:
         UserError: it does not.
     """
-    mine = subject.contents["training"]
-    if "timesteps" in relative.contents:
-        if relative.contents["teacher"]["run"] != mine["run"]:
-            raise UserError(f"{relative.path} is not a student of {subject.path}: move it away")
-    elif relative.contents["training"]["args"] != mine["args"]:
-        raise UserError(f"{relative.path} has another recipe than {subject.path}: move it away")
+    is_student = "timesteps" in relative.contents
+    origin, fact = ("teacher", "run") if is_student else ("training", "args")
+    try:
+        belongs = relative.contents[origin][fact] == subject.contents["training"][fact]
+    except (KeyError, TypeError):  # a file that does not say where it comes from
+        belongs = False
+    if not belongs:
+        kind = "student" if is_student else "snapshot"
+        raise UserError(f"{relative.path} is no {kind} of {subject.path}: move it away")
 
 
 def shown(path: str | Path) -> str:

@@ -30,6 +30,11 @@ class Process:
         """Whether this process is the one that writes files and talks to the user."""
         return self.rank == 0
 
+    @property
+    def on_this_node(self) -> int:
+        """How many of the processes are on this node, as torchrun says."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+
     def share(self, n: int) -> range:
         """Return which of n items belong to this process: equal contiguous parts."""
         return range(n * self.rank // self.world, n * (self.rank + 1) // self.world)

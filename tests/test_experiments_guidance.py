@@ -157,6 +157,8 @@ def test_relatives_that_belong_to_another_checkpoint_are_refused():
     for contents in (
         student | {"teacher": mine | {"run": "2"}},
         {"training": mine | {"args": {"seed": 1}}},
+        {"timesteps": [7, 3], "training": mine},  # it does not say whose student it is
+        {},
     ):
         with pytest.raises(UserError, match="move it away"):
             grid.check_relative(replace(LABELLED, contents=contents), subject)

@@ -7,8 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 from lab import files
+from lab.distributed import Process
 
 import pytest
 import torch
@@ -420,6 +422,17 @@ def test_several_processes_see_a_stop_within_seconds(tmp_path, data_dir):
     assert "torchrun --nproc-per-node=2 -- " in output
     assert torch.load(tmp_path / "x.state.pt", weights_only=True)["step"] > 0
     assert (tmp_path / "x.pt").exists()
+
+
+@pytest.mark.parametrize(("here", "words"), [(4, ["=4 --"]), (2, ["=2 --", "several nodes"])])
+def test_the_command_to_resume_counts_the_processes_of_a_node(monkeypatch, capsys, here, words):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(here))
+    run = SimpleNamespace(step=1, total_steps=9)
+    process = Process(torch.device("cpu"), world=4)
+    loop.tell_how_to_resume(run, SimpleNamespace(state="x.state.pt"), process)
+    told = capsys.readouterr().out
+    assert all(word in told for word in words)
+    assert ("several nodes" in told) == (here < 4)
 
 
 # ------------------------------------------------------------------------------ refusals

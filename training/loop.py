@@ -2,7 +2,6 @@
 
 import argparse
 import math
-import os
 import shlex
 import signal
 import sys
@@ -176,7 +175,7 @@ def progress_bar(run: Run, process: Process) -> tqdm:
 
 def tell_how_to_resume(run: Run, files: RunFiles, process: Process) -> None:
     """Print the command that continues a stopped run."""
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", process.world))  # torchrun says it: on this node
+    here = process.on_this_node
     several = ("torchrun", f"--nproc-per-node={here}", "--")
     launcher = several if process.world > 1 else ("python",)
     command = shlex.join([*launcher, sys.argv[0], f"--resume={files.state}"])
