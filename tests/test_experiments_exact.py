@@ -316,8 +316,10 @@ def study(tmp_path, monkeypatch):
 def test_exact_asks_for_its_cells_and_the_grid(study):
     exact.run(study)
     mine = [cell for cell in study.rows if cell.model == "exact"]
-    assert {(c.steps, c.eta) for c in mine} == {(s, e) for s in (1, 5, 20) for e in (0, 1)}
-    assert len(mine) == 2 * (1 + 1 + 2)
+    assert {(c.steps, c.eta) for c in mine} == {
+        (s, e) for s in (1, 5, 20, 50) for e in (0, 0.5, 1)
+    }
+    assert len(mine) == 3 * (1 + 1 + 2 + 2)
     assert set(study.rows) - set(mine) == set(study.grid_cells)
 
 
@@ -325,18 +327,21 @@ def test_exact_has_a_row_per_model_and_eta(study):
     tables = exact.run(study)
     assert set(tables) == set(exact.TABLES)
     assert tables["exact"].splitlines() == [
-        "| steps | 1 | 5 | 20 |",
-        "| --- | ---: | ---: | ---: |",
-        "| *n × seeds* | *100 × 1* | *100 × 1* | *100 × 2* |",
-        "| exact, η = 0 | 1000.0 ± 1.4 | 200.0 ± 1.4 | 50.0 ± 1.2 |",
-        "| exact, η = 1 | 1009.0 ± 1.4 | 209.0 ± 1.4 | 59.0 ± 1.2 |",
-        "| v, η = 0 | 1003.0 ± 1.4 | 203.0 ± 1.4 | 53.0 ± 1.2 |",
-        "| v, η = 1 | 1012.0 ± 1.4 | 212.0 ± 1.4 | 62.0 ± 1.2 |",
-        "| ε, η = 0 | 1003.0 ± 1.4 | 203.0 ± 1.4 | 53.0 ± 1.2 |",
-        "| ε, η = 1 | 1012.0 ± 1.4 | 212.0 ± 1.4 | 62.0 ± 1.2 |",
+        "| steps | 1 | 5 | 20 | 50 |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| *n × seeds* | *100 × 1* | *100 × 1* | *100 × 2* | *100 × 2* |",
+        "| exact, η = 0 | 1000.0 ± 1.4 | 200.0 ± 1.4 | 50.0 ± 1.2 | 20.0 ± 1.2 |",
+        "| exact, η = 0.5 | 1004.5 ± 1.4 | 204.5 ± 1.4 | 54.5 ± 1.2 | 24.5 ± 1.2 |",
+        "| exact, η = 1 | 1009.0 ± 1.4 | 209.0 ± 1.4 | 59.0 ± 1.2 | 29.0 ± 1.2 |",
+        "| v, η = 0 | 1003.0 ± 1.4 | 203.0 ± 1.4 | 53.0 ± 1.2 | 23.0 ± 1.2 |",
+        "| v, η = 0.5 | 1007.5 ± 1.4 | 207.5 ± 1.4 | 57.5 ± 1.2 | 27.5 ± 1.2 |",
+        "| v, η = 1 | 1012.0 ± 1.4 | 212.0 ± 1.4 | 62.0 ± 1.2 | 32.0 ± 1.2 |",
+        "| ε, η = 0 | 1003.0 ± 1.4 | 203.0 ± 1.4 | 53.0 ± 1.2 | 23.0 ± 1.2 |",
+        "| ε, η = 0.5 | 1007.5 ± 1.4 | 207.5 ± 1.4 | 57.5 ± 1.2 | 27.5 ± 1.2 |",
+        "| ε, η = 1 | 1012.0 ± 1.4 | 212.0 ± 1.4 | 62.0 ± 1.2 | 32.0 ± 1.2 |",
     ]
     lines = tables["exact-copies"].splitlines()
-    assert lines[0] == "| 20 steps | novelty | copies |"
+    assert lines[0] == "| 50 steps | novelty | copies |"
     assert lines[2] == "| exact, η = 0 | 0.00 ± 0.00 | 100.0% ± 0.0% |"
     assert lines[-1] == "| ε, η = 1 | 1.00 ± 0.00 | 5.0% ± 0.7% |"
     assert (study.out / "exact.png").stat().st_size > 5000
@@ -382,7 +387,7 @@ def test_ranges_asks_for_its_cells(study):
 def test_another_process_shares_the_work_and_writes_nothing(study):
     study.process = Process(torch.device("cpu"), world=2, rank=1)
     assert exact.run(study) == ranges.run(study) == {}
-    assert len([c for c in study.rows if c.model == "exact"]) == 2 * (1 + 1 + 2)
+    assert len([c for c in study.rows if c.model == "exact"]) == 3 * (1 + 1 + 2 + 2)
     assert not list(study.out.iterdir())
 
 
