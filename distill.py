@@ -178,7 +178,7 @@ def jump_coefficients(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
 class Distillation(Run):
     """All rounds of a distillation: in each the student halves the timesteps of its teacher.
 
-    A round begins when its first batch is drawn: the student of the last round (its EMA weights)
+    A round begins when its first images are chosen: the student of the last round (its EMA weights)
     becomes the teacher, and the new student starts as a copy of it.
 
     Args:
@@ -227,14 +227,14 @@ class Distillation(Run):
         self.timesteps = timesteps.to(self.images.device)
         self.coefficients = coefficients.to(self.images.device)
 
-    def next_batch(self) -> tuple[Tensor, Tensor | None]:
-        """Return x_0 and labels as `Run.next_batch`, and begin a round where one begins."""
+    def next_indices(self) -> Tensor:
+        """Return what `Run.next_indices` does, and begin a round where one begins."""
         if self.step in (0, *self.ends):
             for network in (self.teacher, self.model):
                 network.load_state_dict(self.ema.state_dict())
             self.optimizers = make_optimizers(self.model, self.recipe.lr, self.recipe.muon_lr)
             self.set_round(bisect_right(self.ends, self.step))
-        return super().next_batch()
+        return super().next_indices()
 
     def loss(self, model, x0, labels, generator, share=None) -> Tensor:
         teacher: Model = self.teacher

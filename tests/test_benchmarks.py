@@ -109,7 +109,7 @@ def test_a_part_that_waits_gets_the_largest_share(image, part):
         next(ours.model.parameters()).register_hook(lambda _: time.sleep(0.2))
     else:
         sleeper = Sleeper([torch.nn.Parameter(torch.zeros(1))])
-        sleeper.param_groups[0]["peak_lr"] = 0.0
+        sleeper.param_groups[0] |= {"peak_lr": 0.0, "lr": torch.zeros(())}
         ours.run.optimizers.append(sleeper)
     of_parts = shares(ours, 2, warm_up=1)
     assert max(of_parts, key=of_parts.get) == part, of_parts

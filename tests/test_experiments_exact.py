@@ -316,9 +316,7 @@ def study(tmp_path, monkeypatch):
 def test_exact_asks_for_its_cells_and_the_grid(study):
     exact.run(study)
     mine = [cell for cell in study.rows if cell.model == "exact"]
-    assert {(c.steps, c.eta) for c in mine} == {
-        (s, e) for s in (1, 5, 20, 50) for e in (0, 0.5, 1)
-    }
+    assert {(c.steps, c.eta) for c in mine} == {(s, e) for s in (1, 5, 20, 50) for e in (0, 0.5, 1)}
     assert len(mine) == 3 * (1 + 1 + 2 + 2)
     assert set(study.rows) - set(mine) == set(study.grid_cells)
 

@@ -33,7 +33,7 @@ def test_ema():
         torch.nn.init.normal_(model.weight)
         decay = min(0.7, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model.weight.detach().double()
-        update_ema(ema, model, ema_decay(step, 0.7))
+        update_ema(ema, model, torch.tensor(1 - ema_decay(step, 0.7)))
     torch.testing.assert_close(ema.weight.double(), expected, rtol=0, atol=1e-6)
     assert ema_decay(0, 0.999) == 0.1
     assert ema_decay(10**6, 0.999) == 0.999

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from lab import cli
 from lab.data import load_dataset, to_uint8
-from lab.device import bfloat16_convolutions
 from lab.distributed import Process, launch
 from lab.errors import UserError
 from lab.files import only_process
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from diffusion import guided, sample
 from scheduler import DDIMScheduler
+from training.graph import make_step
 from training.run import Meter, Run
 from training.run_files import RunFiles
 
@@ -54,7 +54,7 @@ def train(
     recipe, first = run.recipe, process.is_first
     save_every = args.save_every or run.steps_per_epoch
     model = torch.compile(run.model) if args.compile else run.model
-    model, share = process.parallel(model), process.share(recipe.batch_size)
+    take_step = make_step(run, process.parallel(model), process)
     if first and args.resume is None:
         run.save_state(files, options)  # from now on --resume continues this run
     elif first:
@@ -69,11 +69,8 @@ def train(
     ):
         while not run.finished:
             # ----- draw a batch, compute its loss (Algorithm 1), take a step along the gradient
-            (x0, labels), lr = run.next_batch(), recipe.lr * run.lr_factor
-            with bfloat16_convolutions():
-                loss = run.loss(model, x0, labels, run.generator, share)
-                norm = run.update(loss)  # the weights and their moving average
-            meter.add(loss, norm)
+            lr = recipe.lr * run.lr_factor
+            meter.add(*take_step())
             bar.update(recipe.batch_size)
 
             # ----- now and then, read the numbers back from the device

@@ -22,9 +22,12 @@ def ema_decay(step: int, decay: float) -> float:
 
 
 @torch.no_grad()
-def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
-    """Set the parameters of `ema` to decay ema + (1 - decay) model."""
-    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+def update_ema(ema: nn.Module, model: nn.Module, weight: Tensor) -> None:
+    """Set the parameters of `ema` to (1 - weight) ema + weight model; the weight is ()."""
+    averages = list(ema.parameters())
+    changes = torch._foreach_sub(list(model.parameters()), averages)
+    torch._foreach_mul_(changes, weight)
+    torch._foreach_add_(averages, changes)
 
 
 def make_optimizers(model: nn.Module, lr: float, muon_lr: float) -> list[torch.optim.Optimizer]:
@@ -32,19 +35,29 @@ def make_optimizers(model: nn.Module, lr: float, muon_lr: float) -> list[torch.o
 
     Muon updates the hidden weight matrices: convolutions and attention. AdamW updates the rest:
     stem, head, embeddings of time and label, norms and biases. Each parameter group keeps its peak
-    learning rate as "peak_lr".
+    learning rate as "peak_lr". Its learning rate "lr" is a tensor () on the device, so that a CUDA
+    graph reads the value of each step.
     """
+    device = next(model.parameters()).device
     hidden, rest = [], []
     for name, p in model.named_parameters():
         embeds = "embed" in name or "scale_shift" in name
         outer = embeds or name.startswith(("stem", "head"))
         (hidden if p.ndim >= 2 and not outer and muon_lr else rest).append(p)
-    optimizers = [torch.optim.AdamW(rest, lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)]
+    adamw = torch.optim.AdamW(
+        rest,
+        torch.tensor(lr, device=device),
+        betas=(0.9, 0.99),
+        weight_decay=0.0,
+        fused=True,
+        capturable=device.type == "cuda",
+    )
+    optimizers: list[torch.optim.Optimizer] = [adamw]
     if hidden:
-        optimizers.append(Muon(hidden, muon_lr))
-    for optimizer in optimizers:
+        optimizers.append(Muon(hidden, torch.tensor(muon_lr, device=device)))
+    for optimizer, peak_lr in zip(optimizers, (lr, muon_lr), strict=False):
         for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
+            group["peak_lr"] = peak_lr
     return optimizers
 
 
@@ -86,7 +99,7 @@ class Muon(torch.optim.Optimizer):
     (out, in * k * k). (torch.optim.Muon takes 2-D parameters only, one at a time.)
     """
 
-    def __init__(self, params: Iterable[nn.Parameter], lr: float, momentum: float = 0.95):
+    def __init__(self, params: Iterable[nn.Parameter], lr: float | Tensor, momentum: float = 0.95):
         super().__init__(params, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
@@ -104,4 +117,4 @@ class Muon(torch.optim.Optimizer):
             for p, direction in zip(params, directions, strict=True):
                 rows, columns = direction.shape
                 scale = group["lr"] * max(1, rows / columns) ** 0.5
-                p.add_(direction.view(p.shape), alpha=-scale)
+                p.sub_(direction.view(p.shape) * scale)

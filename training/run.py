@@ -76,6 +76,7 @@ class Run(ABC):
         self.model = model.to(device, memory_format=torch.channels_last)
         self.labels = labels if model.config["num_classes"] else None
         self.ema = copy.deepcopy(self.model).requires_grad_(False).eval()
+        self.ema_weight = torch.zeros((), device=device)  # of the new weights, in this step
         self.optimizers = make_optimizers(self.model, recipe.lr, recipe.muon_lr)
         self.generator = torch.Generator(device).manual_seed(recipe.seed)
 
@@ -88,12 +89,11 @@ class Run(ABC):
 
     # ------------------------------------------------------------------------------------- a step
 
-    def next_batch(self) -> tuple[Tensor, Tensor | None]:
-        """Return x_0 of this step, (B, C, H, W) in the range of the model, and the labels (B,).
+    def next_indices(self) -> Tensor:
+        """Return which images this step has, (B,) int64.
 
         An epoch shows each image at most once: what does not fill a batch is left out. The order is
-        a function of (seed, epoch), so a resumed run continues it. A tenth of the labels become the
-        null label, so that the network also learns to do without (Ho & Salimans 2022, algorithm 1).
+        a function of (seed, epoch), so a resumed run continues it.
         """
         epoch, i = divmod(self.step, self.steps_per_epoch)
         if self._order is None or self._order[0] != epoch:
@@ -101,13 +101,24 @@ class Run(ABC):
             indices = torch.randperm(len(self.images), generator=shuffle)
             self._order = epoch, indices.to(self.images.device)
         B = self.recipe.batch_size
-        indices = self._order[1][i * B : (i + 1) * B]
+        return self._order[1][i * B : (i + 1) * B]
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return these images as x_0, (B, C, H, W) in the range of the model, and labels (B,).
+
+        A tenth of the labels become the null label, so that the network also learns to do without
+        (Ho & Salimans 2022, algorithm 1).
+        """
         x0, labels = self.to_model_range(self.images[indices]), None
         if self.labels is not None:
-            u = torch.rand(B, generator=self.generator, device=self.generator.device)
+            u = torch.rand(len(x0), generator=self.generator, device=self.generator.device)
             null = self.model.config["num_classes"]
-            labels = torch.where(u < LABEL_DROPOUT, null, self.labels[indices])
+            labels = self.labels[indices].masked_fill(u < LABEL_DROPOUT, null)
         return x0, labels
+
+    def next_batch(self) -> tuple[Tensor, Tensor | None]:
+        """Return x_0 and the labels of this step, see `batch`."""
+        return self.batch(self.next_indices())
 
     def to_model_range(self, images: Tensor) -> Tensor:
         return to_model_range(images, self.scheduler.config.clip_sample_range)
@@ -144,15 +155,26 @@ class Run(ABC):
         Returns:
             The norm of the gradient, still on the device.
         """
+        self.set_rates()
+        norm = self.apply(loss)
+        self.step += 1
+        return norm
+
+    def set_rates(self) -> None:
+        """Write the learning rates and the EMA's weight of this step where `apply` reads them."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"].fill_(group["peak_lr"] * self.lr_factor)
+        self.ema_weight.fill_(1 - ema_decay(self.schedule[0], self.recipe.ema))
+
+    def apply(self, loss: Tensor) -> Tensor:
+        """Do all of `update` that is done on the device."""
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * self.lr_factor
             optimizer.step()
             optimizer.zero_grad()
-        update_ema(self.ema, self.model, ema_decay(self.schedule[0], self.recipe.ema))
-        self.step += 1
+        update_ema(self.ema, self.model, self.ema_weight)
         return norm
 
     @property
