@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from lab.checkpoint import load_model
+from lab.device import bfloat16_convolutions
 from lab.distributed import Process
 
 import pytest
@@ -20,7 +21,8 @@ class Stub(GraphedStep):
     """A graph for devices that have none. It repeats what it captured, on the same memory."""
 
     def run_beside(self):
-        return self.compute()
+        with bfloat16_convolutions():
+            return self.compute()
 
     def capture(self):
         self.captures = getattr(self, "captures", 0) + 1
@@ -32,7 +34,7 @@ class Stub(GraphedStep):
             def replay():
                 mine = [group["lr"] for o in self.run.optimizers for group in o.param_groups]
                 assert all(a is b for a, b in zip(rates, mine, strict=True))
-                for place, value in zip((loss, norm), self.compute(), strict=True):
+                for place, value in zip((loss, norm), self.run_beside(), strict=True):
                     place.copy_(value)
 
         return Graph, loss, norm
@@ -47,8 +49,9 @@ def train(run, step, steps):
 
 def plain_step(run):
     def step():
-        loss = run.loss(run.model, *run.next_batch(), run.generator)
-        return loss.detach(), run.update(loss)
+        with bfloat16_convolutions():
+            loss = run.loss(run.model, *run.next_batch(), run.generator)
+            return loss.detach(), run.update(loss)
 
     return step
 
