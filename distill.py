@@ -275,7 +275,8 @@ class Distillation(Run):
         return {"timesteps": self.student_timesteps}, 0.0
 
     def facts(self) -> dict:
-        facts = {"timesteps": self.student_timesteps, "teacher": self.source.get("training")}
+        teacher = self.source.get("teacher", self.source.get("training"))
+        facts = {"timesteps": self.student_timesteps, "teacher": teacher}
         return facts | {k: self.source[k] for k in ("classes",) if k in self.source}
 
     def modules(self) -> dict:

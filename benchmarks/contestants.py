@@ -13,7 +13,8 @@ CONTESTANTS and in PEERS of __main__.py.
 import math
 
 from lab.data import to_model_range
-from lab.device import autocast, bfloat16_convolutions
+from lab.device import autocast
+from lab.distributed import Process
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from diffusion import sample
 from scheduler import DDIMScheduler
+from training.graph import make_step
 from training.recipe import Recipe
 from training.run import Training
 
@@ -34,6 +36,7 @@ class Ours:
         self.run, self.device = Training(Recipe(batch_size=batch_size), images), device
         self.model = self.run.model
         self.ddim = DDIMScheduler(**self.run.scheduler.config)
+        self.take_step = make_step(self.run, self.model, Process(device))
 
     def loss(self) -> Tensor:
         """Return the loss of the run's next batch."""
@@ -41,8 +44,7 @@ class Ours:
         return run.loss(run.model, *run.next_batch(), run.generator)
 
     def train_step(self, progress: float = 0.0) -> None:
-        with bfloat16_convolutions():
-            self.run.update(self.loss())
+        self.take_step()
 
     def sample(self, n: int, steps: int, eta: float = 0.0) -> Tensor:
         self.ddim.set_timesteps(steps)

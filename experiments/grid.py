@@ -66,6 +66,11 @@ class Subject:
         return f"{self.symbol}-prediction ({self.label})"
 
     @property
+    def training_images(self) -> int:
+        """On how many images it was trained."""
+        return self.contents["training"]["images"]
+
+    @property
     def num_train_timesteps(self) -> int:
         return self.scheduler().num_train_timesteps
 
@@ -117,13 +122,17 @@ def load_subjects(
         are_students: whether students of distill.py are wanted. They have one number of steps only.
 
     Raises:
-        UserError: as `load_model`; the images of a model cannot be scored; a file is there twice.
+        UserError: as `load_model`; the images of a model cannot be scored; a file is there twice,
+            or does not say on how many images it was trained.
     """
     stems, subjects = [Path(path).stem for path in paths], []
     for i, path in enumerate(paths):
         model, contents = load_model(path, device)
         if tuple(contents["image_shape"]) != SHAPE:
             raise UserError(f"{path} makes images of {contents['image_shape']}, not of {SHAPE}")
+        training = contents.get("training")
+        if not isinstance(training, dict) or type(training.get("images")) is not int:
+            raise UserError(f"{path} does not say on how many images it was trained")
         if "timesteps" in contents and not are_students:
             raise UserError(f"{path} is a student of distill.py: it has one number of steps only")
         sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -71,9 +71,7 @@ def measure(study: Study, subject: Subject, etas: list[float]) -> Lengths:
     if not study.process.is_first:
         return {}
     return {
-        one.contents["training"]["images"]: {
-            eta: results.estimate(one.label, steps, eta) for eta in etas
-        }
+        one.training_images: {eta: results.estimate(one.label, steps, eta) for eta in etas}
         for one in every
     }
 

@@ -58,10 +58,7 @@ def setup_table(results: Results, command: str) -> str:
 
 def checkpoints_table(subjects: list[Subject]) -> str:
     """Return what each checkpoint is."""
-    rows = [
-        (s.path, s.symbol, f"{s.contents['training']['images']:,}", f"`{s.sha256[:12]}`")
-        for s in subjects
-    ]
+    rows = [(s.path, s.symbol, f"{s.training_images:,}", f"`{s.sha256[:12]}`") for s in subjects]
     return markdown_table(("checkpoint", "predicts", "training images", "SHA-256"), rows)
 
 

@@ -234,13 +234,14 @@ def test_two_processes_distil_as_one(distilled, tiny_checkpoint, data_dir, run, 
 
 @pytest.mark.slow
 def test_a_student_can_be_distilled_again(distilled, run_here, data_dir, tmp_path):
-    """With its own timesteps, and with no others."""
+    """With its own timesteps, and with no others. Its first teacher stays the one that is named."""
     student = distilled / "x-4steps.pt"
     arguments = ("--ckpt", student, "--updates", 1, "--batch-size", 8, "--data", data_dir)
     done = run_here("distill.py", *arguments, "--out", "y.pt", "--student-steps", 2)
     assert done.returncode == 0, done.stderr
     ours = torch.load(tmp_path / "y-2steps.pt", weights_only=True)
     assert ours["timesteps"] == students(distilled)["2steps"]["timesteps"]
+    assert ours["teacher"] == students(distilled)["2steps"]["teacher"]
     done = run_here("distill.py", *arguments, "--teacher-steps", 8)
     assert_refused(done, "--teacher-steps 8", "student of 4 steps")
 

@@ -181,6 +181,14 @@ def test_checkpoints_have_different_labels(tiny_checkpoint, tmp_path):
         grid.load_subjects([copies[0], copies[0]], CPU)
 
 
+@pytest.mark.parametrize("training", [None, {}, {"images": "many"}])
+def test_a_checkpoint_must_say_how_long_it_was_trained(training, tiny_checkpoint, tmp_path):
+    contents = torch.load(tiny_checkpoint, weights_only=True)
+    torch.save(contents | {"training": training}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="x.pt does not say on how many images"):
+        grid.load_subjects([tmp_path / "x.pt"], CPU)
+
+
 def test_paths_of_the_repository_are_shown_without_the_machine():
     assert grid.shown(grid.ROOT / "checkpoints" / "x.pt") == "checkpoints/x.pt"
     assert grid.shown("/elsewhere/x.pt") == "/elsewhere/x.pt"

@@ -176,7 +176,7 @@ def tell_how_to_resume(run: Run, files: RunFiles, process: Process) -> None:
     several = ("torchrun", f"--nproc-per-node={here}", "--")
     launcher = several if process.world > 1 else ("python",)
     command = shlex.join([*launcher, sys.argv[0], f"--resume={files.state}"])
-    nodes = "" if here == process.world else ", and torchrun's options for several nodes"
+    nodes = "" if here == process.world else "\n(with torchrun's options for several nodes)"
     tqdm.write(
         f"stopped at step {run.step} of {run.total_steps}; continue with\n  {command}{nodes}"
     )
@@ -241,7 +241,11 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--samples", default="samples", metavar="DIR", help="folder of the grids")
     cli.add_data(group)
     cli.add_device(group)
-    group.add_argument("--compile", action="store_true", help="torch.compile, for a GPU (untried)")
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="use torch.compile; on a GPU it takes a minute to prepare",
+    )
     group.add_argument(
         "--save-every",
         type=natural,
