@@ -22,8 +22,8 @@ the usual size for MNIST, and they are trained as in their tutorials:
   ddpm-pytorch  denoising-diffusion-pytorch's Unet(64, dim_mults=(1, 2, 4)) and GaussianDiffusion
 
 In every round each contestant has one turn, and medians over the rounds are compared. So whatever
-slows the machine down slows all contestants alike. To train and to sample, each contestant has a
-process of its own. The results are printed as tables in Markdown.
+slows the machine down slows all contestants, though not equally. To train and to sample, each
+contestant has a process of its own. The results are printed as tables in Markdown.
 """
 
 import argparse

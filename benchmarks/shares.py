@@ -36,7 +36,8 @@ def shares(ours: Ours, steps: int, warm_up: int = LOG_EVERY) -> dict[str, float]
 
     `steps` training steps are measured, after `warm_up` that are not. As in train.py, the losses
     are kept and read at every log. What train.py does besides is left out: its progress bar, and
-    writing the log. On a GPU these are the times of starting the work, not of doing it.
+    writing the log. On a GPU these are the times of starting the work, not of doing it, and the
+    steps are those without a CUDA graph.
     """
     run, laps, meter, process = ours.run, Laps(), Meter(), Process(ours.device)
     hooks = [
@@ -58,7 +59,7 @@ def shares(ours: Ours, steps: int, warm_up: int = LOG_EVERY) -> dict[str, float]
             norm = run.update(loss)
         meter.add(loss, norm)
         if len(meter) == LOG_EVERY:
-            run.check_finite(*meter.read(process), run.recipe.lr, "none")
+            run.check_finite(*meter.read(process), "none")
         laps.lap("rest")
     for hook in hooks:
         hook.remove()

@@ -177,17 +177,17 @@ def test_the_length_of_a_run():
 
 def test_what_is_not_finite_is_reported_with_its_step():
     run = Training(TINY, images())
-    run.step = 13
+    run.step, run.lr = 13, 0.1
     fine, bad = [1.0, 1.0, 1.0], [1.0, math.nan, 1.0]
-    run.check_finite(fine, fine, 0.1, "x")
+    run.check_finite(fine, fine, "x")
     for losses, norms in ((bad, fine), (fine, bad)):
         with pytest.raises(
             UserError, match=r"nan.*step 12, learning rate 0\.1; last good state: x"
         ):
-            run.check_finite(losses, norms, 0.1, "x")
+            run.check_finite(losses, norms, "x")
     run.model.head.bias.data[0] = math.inf
     with pytest.raises(UserError, match="weights are no longer finite after step 13"):
-        run.check_finite(fine, fine, 0.1, "x")
+        run.check_finite(fine, fine, "x")
 
 
 def test_the_meter_returns_what_was_added_and_starts_again():

@@ -291,6 +291,25 @@ def test_the_printed_command_continues_the_run(monkeypatch, run_here, data_dir, 
 
 
 @pytest.mark.slow
+def test_the_speed_counts_what_the_device_has_still_to_do(
+    run_here, data_dir, tmp_path, monkeypatch
+):
+    """On a GPU a step only starts the work. It is done when the losses have been read."""
+    read = loop.Meter.read
+
+    def wait_and_read(meter, process):
+        time.sleep(0.3)
+        return read(meter, process)
+
+    monkeypatch.setattr(loop.Meter, "read", wait_and_read)
+    arguments = (*TINY, "--steps", 2, "--log-every", 1, "--data", data_dir, "--out", "x.pt")
+    assert run_here("train.py", *arguments).returncode == 0
+    log = [line for line in read_log(tmp_path / "x.jsonl") if "loss" in line]
+    assert len(log) == 2 and all(line["images_per_s"] < 16 / 0.3 for line in log)
+    assert log[0]["elapsed"] > 0.3
+
+
+@pytest.mark.slow
 def test_a_finished_run_can_be_extended(run_here, data_dir, tmp_path):
     arguments = (*TINY, "--steps", 4, "--data", data_dir, "--out", "x.pt")
     assert run_here("train.py", *arguments).returncode == 0

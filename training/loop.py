@@ -69,7 +69,6 @@ def train(
     ):
         while not run.finished:
             # ----- draw a batch, compute its loss (Algorithm 1), take a step along the gradient
-            lr = recipe.lr * run.lr_factor
             meter.add(*take_step())
             bar.update(recipe.batch_size)
 
@@ -80,14 +79,14 @@ def train(
             stop = ask and process.any(bool(signals))
             if not (log_due or save_due or run.stage_ends or stop):
                 continue
+            losses, norms = meter.read(process)  # it waits for the device: the clock is read next
             now = time.monotonic()
-            steps_per_s = len(meter) / (now - log_time)
+            steps_per_s = len(losses) / (now - log_time)
             run.elapsed, stop_every = process.agree((now - started, math.ceil(steps_per_s)))
-            losses, norms = meter.read(process)
-            run.check_finite(losses, norms, lr, f"{files.state} (step {saved_step})")
+            run.check_finite(losses, norms, f"{files.state} (step {saved_step})")
             line = run.add_to_log(
                 loss=sum(losses) / len(losses),
-                lr=lr,
+                lr=run.lr,
                 images_per_s=steps_per_s * recipe.batch_size,
                 elapsed=run.elapsed,
             )
@@ -244,7 +243,7 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--compile",
         action="store_true",
-        help="use torch.compile; on a GPU it takes a minute to prepare",
+        help="use torch.compile. On a GPU a step is then not a CUDA graph, which is faster still",
     )
     group.add_argument(
         "--save-every",

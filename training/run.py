@@ -49,6 +49,7 @@ class Run(ABC):
         id: a name of this run that no other run has.
         ema: the moving average of the weights.
         step, total_steps: optimizer steps so far, and in the whole run.
+        lr: AdamW's learning rate in the last step.
         elapsed: seconds of training so far.
         log: one dictionary per line of the log file.
 
@@ -81,7 +82,7 @@ class Run(ABC):
         self.generator = torch.Generator(device).manual_seed(recipe.seed)
 
         self.id = uuid.uuid4().hex
-        self.step, self.total_steps, self.elapsed = 0, total_steps, 0.0
+        self.step, self.total_steps, self.elapsed, self.lr = 0, total_steps, 0.0, 0.0
         self.log: list[dict] = []
         self.add_to_log(run=self.id, recipe=asdict(recipe))
         self.steps_per_epoch = len(images) // recipe.batch_size
@@ -162,6 +163,7 @@ class Run(ABC):
 
     def set_rates(self) -> None:
         """Write the learning rates and the EMA's weight of this step where `apply` reads them."""
+        self.lr = self.recipe.lr * self.lr_factor
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"].fill_(group["peak_lr"] * self.lr_factor)
@@ -189,9 +191,7 @@ class Run(ABC):
     def fit_to_the_clock(self) -> None:  # noqa: B027 - most runs have no time budget
         """Set the length of a run that has a time budget by its speed so far."""
 
-    def check_finite(
-        self, losses: list[float], norms: list[float], lr: float, last_good: str
-    ) -> None:
+    def check_finite(self, losses: list[float], norms: list[float], last_good: str) -> None:
         """Raise a UserError if a loss or gradient of the last steps, or a weight, is not finite."""
         problem = None
         first = self.step - len(losses) + 1
@@ -202,7 +202,7 @@ class Run(ABC):
         if problem is None and not weights.all():
             problem = f"the weights are no longer finite after step {self.step}"
         if problem is not None:
-            raise UserError(f"{problem}, learning rate {lr:.3g}; last good state: {last_good}")
+            raise UserError(f"{problem}, learning rate {self.lr:.3g}; last good state: {last_good}")
 
     # -------------------------------------------------------------------------------- save, load
 
