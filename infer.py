@@ -47,6 +47,20 @@ FILM_IMAGES, FILM_FRAMES = 16, 100
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    p = make_parser()
+    args = p.parse_args(argv)
+    if (
+        args.out
+        and args.save_png
+        and Path(args.out).parent.resolve() == Path(args.save_png).resolve()
+    ):
+        p.error("--out must not lie in the folder of --save-png: it could replace an image")
+    if args.eta is not None and not SAMPLERS[args.sampler]:
+        p.error(f"--eta does not belong to --sampler {args.sampler}: leave it out")
+    return args
+
+
+def make_parser() -> cli.Parser:
     natural = cli.number(int, 1)
     p = cli.Parser(__doc__)
     p.add_argument("--ckpt", required=True, metavar="FILE.pt", help="a checkpoint of train.py")
@@ -118,16 +132,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help=f"also write OUT.gif: x_t beside the predicted x_0, for {FILM_IMAGES} images",
     )
     cli.add_device(p)
-    args = p.parse_args(argv)
-    if (
-        args.out
-        and args.save_png
-        and Path(args.out).parent.resolve() == Path(args.save_png).resolve()
-    ):
-        p.error("--out must not lie in the folder of --save-png: it could replace an image")
-    if args.eta is not None and not SAMPLERS[args.sampler]:
-        p.error(f"--eta does not belong to --sampler {args.sampler}: leave it out")
-    return args
+    return p
 
 
 def fill_in(args: argparse.Namespace, contents: dict) -> None:

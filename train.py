@@ -53,6 +53,25 @@ def main() -> int:
 
 def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[str]]:
     """Return the arguments, and the names of those that were given on the command line."""
+    p = make_parser()
+    args = p.parse_args(argv)
+    given = given_arguments(p, argv)
+    if args.channels % 2:
+        p.error(f"--channels must be even, not {args.channels}")
+    if not (args.epochs or args.steps or args.minutes):
+        args.epochs = 5
+    args.out = args.out or f"checkpoints/{args.pred}.pt"
+    if args.out.endswith(".state.pt"):
+        p.error(f"--out {args.out} would be mistaken for a training state: choose another name")
+    if Path(args.out).stem.endswith(STUDENTS):
+        p.error(f"--out {args.out} would be mistaken for a run of distill.py: choose another name")
+    files = RunFiles(Path(args.out), Path(args.samples))
+    if files.grid.resolve() == files.loss_curve.resolve():
+        p.error(f"--samples {args.samples} would give two pictures of {args.out} the same name")
+    return args, given
+
+
+def make_parser() -> cli.Parser:
     natural = cli.number(int, 1)
     p = cli.Parser(__doc__)
     p.set_defaults(**asdict(Recipe()))
@@ -120,22 +139,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
         type=cli.number(float, 1, 10),
         help="the range of x_0: black is minus this, white is this, the gray between in (-1, 1)",
     )
-
-    args = p.parse_args(argv)
-    given = given_arguments(p, argv)
-    if args.channels % 2:
-        p.error(f"--channels must be even, not {args.channels}")
-    if not (args.epochs or args.steps or args.minutes):
-        args.epochs = 5
-    args.out = args.out or f"checkpoints/{args.pred}.pt"
-    if args.out.endswith(".state.pt"):
-        p.error(f"--out {args.out} would be mistaken for a training state: choose another name")
-    if Path(args.out).stem.endswith(STUDENTS):
-        p.error(f"--out {args.out} would be mistaken for a run of distill.py: choose another name")
-    files = RunFiles(Path(args.out), Path(args.samples))
-    if files.grid.resolve() == files.loss_curve.resolve():
-        p.error(f"--samples {args.samples} would give two pictures of {args.out} the same name")
-    return args, given
+    return p
 
 
 if __name__ == "__main__":

@@ -42,6 +42,7 @@ PLUMBING = (
     "training.loop:progress_bar",
     "training.loop:tell_how_to_resume",
     "training.loop:validation_loss",
+    "training.loop:write_what_is_due",
     "training.run:Meter",
     "training.run_files",
     "scheduler:SAMPLERS",

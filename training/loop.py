@@ -95,20 +95,11 @@ def train(
             bar.total = run.total_steps * recipe.batch_size
 
             # ----- write the log, validate, save, draw
+            save_due = save_due or stop or run.stage_ends
             if first:
-                files.append_to_log(line)
-            if run.stage_ends:
-                line = run.add_to_log(val_loss=validation_loss(run, *held_out))
-                if first:
-                    files.append_to_log(line)
-            if first and (save_due or stop or run.stage_ends):
-                run.save(files, options)
-                if run.step in args.keep:
-                    files.keep_checkpoint(run.step)
-            if save_due or stop or run.stage_ends:
+                write_what_is_due(run, args, options, files, held_out, line, save_due)
+            if save_due:
                 saved_step = run.step
-            if first and run.stage_ends and not run.finished:
-                preview(run, run.grid_path(files))
             if stop and not run.finished:
                 if first:
                     tell_how_to_resume(run, files, process)
@@ -118,6 +109,27 @@ def train(
     if first:
         draw_and_tell(run, files)
     return 0
+
+
+def write_what_is_due(
+    run: Run,
+    args: argparse.Namespace,
+    options: dict,
+    files: RunFiles,
+    held_out: Data,
+    line: dict,
+    save_due: bool,
+) -> None:
+    """Write a line of the log. At the end of a stage validate, and draw; save where it is due."""
+    files.append_to_log(line)
+    if run.stage_ends:
+        files.append_to_log(run.add_to_log(val_loss=validation_loss(run, *held_out)))
+    if save_due:
+        run.save(files, options)
+        if run.step in args.keep:
+            files.keep_checkpoint(run.step)
+    if run.stage_ends and not run.finished:
+        preview(run, run.grid_path(files))
 
 
 def draw_and_tell(run: Run, files: RunFiles) -> None:
