@@ -1,6 +1,7 @@
 """training/graph.py: a step that is captured and replayed is the step that is taken otherwise."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 from lab.checkpoint import load_model
 from lab.device import bfloat16_convolutions
@@ -8,11 +9,15 @@ from lab.distributed import Process
 
 import pytest
 import torch
+from test_diffusion import CudaGenerator, fake_mode
 from test_run import TINY, images
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 import distill
 from training.graph import GraphedStep, make_step
+from training.optim import Muon
 from training.run import Training
+from unet import UNet
 
 needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -94,6 +99,40 @@ def test_without_a_gpu_no_step_is_graphed():
     step = make_step(run, run.model, Process(torch.device("cpu")))
     assert not isinstance(step, GraphedStep)
     assert_same(train(run, step, 3), train(run := training(), plain_step(run), 3))
+
+
+def test_the_batch_and_the_update_stay_on_the_gpu(monkeypatch):
+    """What is captured reads nothing back. No GPU is needed: the tensors have no contents.
+
+    The loss is in test_diffusion.py. The backward pass and torch's AdamW need a GPU, so the
+    gradients are made here, and AdamW is left out.
+    """
+    draw = torch.rand
+    monkeypatch.setattr(torch, "rand", lambda *a, generator, **k: draw(*a, **k))
+    run = training()
+    with fake_mode():
+        with torch.device("cuda"):
+            run.model, run.ema = (UNet(**run.model.config) for _ in range(2))
+        run.ema.requires_grad_(False)
+        for name in ("images", "labels", "ema_weight"):
+            setattr(run, name, torch.zeros_like(getattr(run, name), device="cuda"))
+        run.generator = CudaGenerator()
+        muon = [p for name, p in run.model.named_parameters() if "conv" in name and p.ndim == 4]
+        run.optimizers = [Muon(muon, torch.zeros((), device="cuda"))]
+        run.optimizers[0].param_groups[0]["peak_lr"] = 0.02
+
+        def backward():
+            for p in run.model.parameters():
+                p.grad = torch.zeros_like(p)
+
+        for _ in range(2):  # the first makes the moments
+            x0, labels = run.batch(torch.zeros(4, dtype=torch.int64, device="cuda"))
+            run.set_rates()
+            norm = run.apply(SimpleNamespace(backward=backward))
+            for result in (x0[0, 0, 0, 0], labels[0], norm):
+                assert result.device.type == "cuda"
+                with pytest.raises(DataDependentOutputException):
+                    result.item()
 
 
 @needs_a_gpu
