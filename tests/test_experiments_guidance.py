@@ -181,7 +181,7 @@ def test_a_student_is_sampled_at_its_own_timesteps():
 def test_students_are_refused_where_they_are_not_wanted(monkeypatch, tmp_path):
     path = tmp_path / "s-2steps.pt"
     path.touch()
-    contents = {"image_shape": (1, 28, 28), "timesteps": [7, 3], "scheduler": {}}
+    contents = {"image_shape": (1, 28, 28), "timesteps": [7, 3], "training": {"images": 8}}
     monkeypatch.setattr(grid, "load_model", lambda path, device: (None, contents))
     with pytest.raises(UserError, match="student"):
         grid.load_subjects([path], ALONE.device)
