@@ -201,7 +201,7 @@ def make_study(args: argparse.Namespace, process: Process) -> Study:
             raise UserError(f"--steps {most} is more than the {T} of {subject.path}")
     if args.compile:  # the weights stay as they are, so they may become constants of the code
         subjects = [
-            replace(one, model=torch.compile(one.model, options={"freezing": True}))
+            replace(one, model=torch.compile(one.model, dynamic=False, options={"freezing": True}))
             for one in subjects
         ]
     world = process.world
