@@ -118,6 +118,23 @@ def test_in_pure_noise_it_is_the_mean_of_all_images():
     torch.testing.assert_close(v, -mean.expand_as(v), rtol=0, atol=1e-6)
 
 
+def test_no_weight_is_below_the_smallest_normal_number(monkeypatch):
+    """An Intel CPU multiplies by such numbers a hundred times slower."""
+    seen = []
+    monkeypatch.setattr(
+        ExactDenoiser,
+        "_weighted_sum",
+        lambda self, w: seen.append(w) or torch.zeros(len(w), *SHAPE),
+    )
+    model = ExactDenoiser(pixels(500, 28, 28), scheduler_of())
+    x_t = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(0))
+    for t in range(300, 700, 20):
+        model(x_t, torch.tensor([t]))
+    weights = torch.cat(seen)
+    assert ((weights > 0) & (weights < 1e-20)).any()  # small ones are there
+    assert not ((weights > 0) & (weights < torch.finfo(torch.float32).tiny)).any()
+
+
 def test_neither_bfloat16_nor_the_size_of_the_batch_matters(monkeypatch):
     images, x_t = pixels(7, 4, 6), torch.randn(5, 1, 4, 6)
     model, t = ExactDenoiser(images, scheduler_of()), torch.tensor([900, 800, 700, 600, 500])
