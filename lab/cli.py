@@ -129,9 +129,13 @@ def run(main: Callable[[], int | None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except (MemoryError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "memory" not in str(error):
+            if type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):
+                problem = "torch.compile does not work here, leave out --compile"
+            elif isinstance(error, MemoryError) or "memory" in str(error):
+                problem = "out of memory"
+            else:
                 raise
-            print(f"error: out of memory: {one_line(error)}", file=sys.stderr)
+            print(f"error: {problem}: {one_line(error)}", file=sys.stderr)
             sys.exit(2)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
