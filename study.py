@@ -200,8 +200,9 @@ def make_study(args: argparse.Namespace, process: Process) -> Study:
         if most > T:
             raise UserError(f"--steps {most} is more than the {T} of {subject.path}")
     if args.compile:  # the weights stay as they are, so they may become constants of the code
+        options = {"dynamic": False, "options": {"freezing": True}}
         subjects = [
-            replace(one, model=torch.compile(one.model, dynamic=False, options={"freezing": True}))
+            replace(one, model=torch.compile(one.model, **options), is_compiled=True)
             for one in subjects
         ]
     world = process.world

@@ -46,9 +46,10 @@ class ExactDenoiser:
         for x0, pixels in zip(self.data.split(1000), images.split(1000), strict=True):
             x0.copy_(to_model_range(pixels, bound))
         self.half_squares = self.data.flatten(1).norm(dim=1).square() / 2
-        abar = scheduler.alphas_cumprod.to(images.device)
-        self.sqrt_abar, self.sqrt_one_minus_abar = abar.sqrt().float(), (1 - abar).sqrt().float()
-        self.logit_scale = (abar.sqrt() / (1 - abar)).float()
+        abar = scheduler.alphas_cumprod  # float64, which Apple's GPUs do not have
+        tables = abar.sqrt(), (1 - abar).sqrt(), abar.sqrt() / (1 - abar)
+        tables = (table.float().to(images.device) for table in tables)
+        self.sqrt_abar, self.sqrt_one_minus_abar, self.logit_scale = tables
         self.prediction_type = scheduler.prediction_type
         # An image as the kernel of a convolution: up to twice as fast as a matrix product on a CPU.
         # On a GPU it would be rounded to TF32.

@@ -55,6 +55,7 @@ class Subject:
     folder: Path = Path()  # where its checkpoint lies
     labels: tuple[int, ...] = ()  # that the images ask for, in turn
     guidance_scale: float = 1.0  # only with labels
+    is_compiled: bool = False  # by torch.compile
 
     @property
     def symbol(self) -> str:
@@ -261,28 +262,28 @@ def run_cells(
     Returns:
         The row of every cell, on the first process; an empty list on the others.
     """
-    by_label, warm = {subject.label: subject for subject in subjects}, set()
-    kept = process.agree([is_kept(folder, cell, by_label[cell.model], process) for cell in cells])
+    by_sha256, warm = {subject.sha256: subject for subject in subjects}, set()
+    kept = process.agree([is_kept(folder, cell, by_sha256[cell.sha256], process) for cell in cells])
     costs = [cell.n * cell.steps for cell in cells]
     with work_bar(costs, kept, process, unit="image-step", smoothing=0.02) as bar:
         for i, (cell, done) in enumerate(zip(cells, kept, strict=True), start=1):
             if done:
                 continue
-            subject = by_label[cell.model]
+            subject = by_sha256[cell.sha256]
             bar.set_description(f"cell {i} of {len(cells)}: {cell.model}")
-            if cell.model not in warm:  # the first call of a network prepares its kernels
-                once = replace(cell, steps=1, n=min(cell.n, batch_size * process.world))
-                sample_cell(once, subject, process, batch_size)
-                warm.add(cell.model)
+            if (cell.model, cell.n) not in warm:  # a network's first calls prepare its kernels
+                sample_cell(replace(cell, steps=1), subject, process, batch_size)
+                warm.add((cell.model, cell.n))
             pixels, seconds = sample_cell(cell, subject, process, batch_size, bar.update)
             if process.is_first:
                 key = images_key(cell.sampler, process.device.type, subject.code)
                 facts = {"images_key": key, "prediction": subject.symbol, "seconds": seconds}
-                facts |= {"images_per_s": cell.n / seconds} | describe(process)
+                facts |= {"images_per_s": cell.n / seconds, "compiled": int(subject.is_compiled)}
+                facts |= describe(process)
                 keep(folder, cell, subject, pixels, facts, data_dir)
     if not process.is_first:
         return []
-    return [read_row(folder, cell, by_label[cell.model], data_dir) for cell in cells]
+    return [read_row(folder, cell, by_sha256[cell.sha256], data_dir) for cell in cells]
 
 
 def work_bar(
