@@ -597,6 +597,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = p.parse_args(argv)
     if not args.samples and (args.json or args.pairs):
         p.error("--json and --pairs need samples to score")
+    if len(set(args.samples)) < len(args.samples):
+        p.error("an array is there twice")
     if args.labels is not None and len(args.labels) != len(args.samples):
         p.error(f"{len(args.labels)} --labels for {len(args.samples)} arrays")
     if not args.samples:

@@ -20,6 +20,7 @@ import csv
 import io
 import shlex
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from datetime import timedelta
@@ -55,7 +56,7 @@ from experiments import (
     why_v,
 )
 from experiments.common import HEADLINE, LONG, Settings, Study
-from experiments.grid import Cell, load_subjects
+from experiments.grid import SNAPSHOTS, STUDENTS, Cell, load_relatives, load_subjects
 from experiments.tables import names, refresh, skeleton
 from metrics import MIN_SAMPLES
 
@@ -223,6 +224,7 @@ def main() -> int:
 
 
 def run(args: argparse.Namespace, process: Process) -> int:
+    began = time.time()
     study = make_study(args, process)
     report = study.out / "STUDY.md"
     if process.is_first:  # what is missing is noticed before the work, and downloaded
@@ -233,28 +235,63 @@ def run(args: argparse.Namespace, process: Process) -> int:
         if (study.out / "results.csv").exists():
             read_text(study.out / "results.csv")
         (study.out / "cells").mkdir(parents=True, exist_ok=True)
+    check_neighbours(study, args.experiments)
     process.barrier()
 
     tables: dict[str, str] = {}
     for name in args.experiments:
         tables |= EXPERIMENTS[name].run(study)
-    if not process.is_first:
-        return 0
+    if process.is_first:
+        write_results(study, args, tables, began)
+    return 0
 
-    table = study.out / "results.csv"
+
+def write_results(
+    study: Study, args: argparse.Namespace, tables: dict[str, str], began: float
+) -> None:
+    """Write results.csv and STUDY.md, and print what this run has written.
+
+    Args:
+        began: the time when it began, in seconds since the epoch.
+    """
+    table, report = study.out / "results.csv", study.out / "STUDY.md"
     complete = len(args.experiments) == len(EXPERIMENTS) and args.train_images > 0
     write_csv(table, study.rows, keep_others=not complete)
     is_new = not report.exists()
     text, changed = refresh(read_report(report), tables)
     write_atomically(report, text.encode())
+
+    ran = [EXPERIMENTS[name] for name in args.experiments]
+    figures = sorted(file for module in ran for file in module.FIGURES)
+    drawn = [file for file in figures if is_newer(study.out / file, began)]
     print(f"report   {report}\nresults  {table} ({len(study.rows)} cells measured or read)")
-    figures = sorted(file for name in args.experiments for file in EXPERIMENTS[name].FIGURES)
-    print(f"figures  {', '.join(figures) or 'none'}")
+    print(f"figures  {', '.join(drawn) or 'none'}")
     for name in tables.keys() - set(names(text)):
         print(f"note     {report} has no place for the table {name}: add <!-- table {name} -->")
-    for heading in changed if not is_new else ():
+    if is_new:
+        return
+    if old := [name for module in ran for name in module.TABLES if name not in tables]:
+        print(f"note     not measured with these options, and left as before: {', '.join(old)}")
+    for heading in changed:
         print(f"changed  tables of “{heading}”: read its text again")
-    return 0
+
+
+def check_neighbours(study: Study, experiments: Sequence[str]) -> None:
+    """Load what lies beside the checkpoints, and will be needed: the work has not begun yet.
+
+    Raises:
+        UserError: a student, a snapshot or a model with labels does not belong there.
+    """
+    for name, ending in (("samplers", STUDENTS), ("length", SNAPSHOTS)):
+        for subject in study.subjects if name in experiments else ():
+            load_relatives(subject, ending, study.process.device)
+    if "guidance" in experiments:
+        guidance.load_labelled(study)
+
+
+def is_newer(path: Path, began: float) -> bool:
+    """Return whether a file was written after a time (a file system may drop its fractions)."""
+    return path.exists() and path.stat().st_mtime >= int(began)
 
 
 def read_report(path: Path) -> str:

@@ -1,10 +1,11 @@
 """Does a model copy its training images?
 
-Each model's best setting (by Fréchet distance, seed 0) is compared with real training images. The
-novelty of a sample is the distance to its nearest training image over that of test images: 1 is as
-new as a test image. Copies are the samples that are nearer than 95 % of the test images, which is
-5 % by chance. For the real images, novelty and copies are those of test images. ± is two standard
-errors over the samples.
+Of each model the setting with the smallest mean Fréchet distance is taken. Its images of seed 0
+are compared with real training images. The novelty of a sample is the distance to its nearest
+training image over that of test images: 1 is as new as a test image. Copies are the samples that
+are nearer than 95 % of the test images, which is 5 % by chance. For the real images, novelty and
+copies are those of test images. ± is two standard errors over the samples (recall: over the test
+images).
 
 Writes the table and pairs.png: the samples of each model that come closest to a training image,
 each above that training image, and the same for test images, which nobody copied.

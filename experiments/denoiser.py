@@ -19,10 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion import Model
-from experiments.grid import Subject
+from experiments.grid import EXACT, Subject
 from scheduler import DDPMScheduler
 
-EXACT = "exact"  # its label
 SMALLEST_WEIGHT = 1e-30  # smaller ones count as 0
 BATCH = 250  # images at a time: their weights for 60,000 training images take 60 MB
 

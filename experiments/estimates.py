@@ -25,7 +25,10 @@ class Estimate:
 
     @property
     def margin(self) -> float:
-        """Half of the 95 % interval for a run with another seed. This mean errs, and so does it."""
+        """Half of the 95 % interval for a run with another seed.
+
+        It covers both errors: that of this mean and that of the new run.
+        """
         return 2 * math.hypot(self.run_se, self.se)
 
 

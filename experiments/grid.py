@@ -37,6 +37,8 @@ from scheduler import PREDICTION_TYPES, DDIMScheduler
 
 SHAPE = (1, 28, 28)  # the images that metrics.py scores
 
+EXACT = "exact"  # the label of the exact denoiser, see denoiser.py
+
 # Names of checkpoints beside mnist-v.pt, see `load_relatives`.
 STUDENTS = r"(\d+)steps?"  # mnist-v-8steps.pt, of distill.py
 SNAPSHOTS = r"step(\d+)"  # mnist-v-step1000.pt, of train.py --keep
@@ -124,9 +126,11 @@ def load_subjects(
 
     Raises:
         UserError: as `load_model`; the images of a model cannot be scored; a file is there twice,
-            or does not say on how many images it was trained.
+            is called exact.pt, or does not say on how many images it was trained.
     """
     stems, subjects = [Path(path).stem for path in paths], []
+    if EXACT in stems:
+        raise UserError(f"call {paths[stems.index(EXACT)]} something else: {EXACT} has a meaning")
     for i, path in enumerate(paths):
         model, contents = load_model(path, device)
         if tuple(contents["image_shape"]) != SHAPE:
@@ -140,7 +144,7 @@ def load_subjects(
         if any(sha256 == other.sha256 for other in subjects):
             raise UserError(f"{path} is among the checkpoints twice")
         unique = stems.count(stems[i]) == 1
-        label = stems[i] if unique else str(Path(path).with_suffix(""))
+        label = stems[i] if unique else str(path)
         label = labels[i] if labels else label
         folder = Path(path).resolve().parent
         subjects.append(Subject(label, shown(path), sha256, model, contents, folder=folder))

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from lab.errors import UserError
 from lab.pictures import new_figure, save_figure
 
 from torch import Tensor
@@ -52,8 +53,7 @@ Figures = dict[tuple[float, str], dict[str, Estimate]]  # by eta and row, then b
 def run(study: Study) -> dict[str, str]:
     """Draw the figure and return the table; nothing if there is no checkpoint with labels."""
     blocks, panels = {}, {}
-    paths = [s.folder / f"{Path(s.path).stem}-labels.pt" for s in study.subjects]
-    for labelled in load_subjects([path for path in paths if path.exists()], study.process.device):
+    for labelled in load_labelled(study):
         blocks[labelled.title] = measure(study, labelled, panels)
     if not study.process.is_first or not blocks:
         return {}
@@ -61,6 +61,20 @@ def run(study: Study) -> dict[str, str]:
     draw_panels(panels, 2 * len(DIGITS), 6, 0.6, study.out / "guided-digits.png")
     tables = [captioned(title, guidance_table(figures)) for title, figures in blocks.items()]
     return {"guidance": "\n\n".join(tables)}
+
+
+def load_labelled(study: Study) -> list[Subject]:
+    """Load the networks with labels that lie beside the checkpoints.
+
+    Raises:
+        UserError: as `load_subjects`; one of them was trained without labels.
+    """
+    paths = [s.folder / f"{Path(s.path).stem}-labels.pt" for s in study.subjects]
+    loaded = load_subjects([path for path in paths if path.exists()], study.process.device)
+    for one in loaded:
+        if "classes" not in one.contents:
+            raise UserError(f"{one.path} was trained without --labels: move it away")
+    return loaded
 
 
 def measure(study: Study, labelled: Subject, panels: dict[tuple[str, str], Tensor]) -> Figures:

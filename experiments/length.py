@@ -2,8 +2,9 @@
 
 `train.py --keep` keeps the EMA weights of a run at some of its steps. Where such checkpoints lie
 beside a checkpoint of the study, they are sampled as it is, with one seed. They are of the same
-recipe and seed, and only the finished model has its learning rate down to 0: its gain has two
-causes. ± is a 95 % interval for a run with another seed of sampling.
+recipe and seed. Only in the finished model has the learning rate fallen to 0. So its gain has two
+causes: more images, and the lower rate. ± is a 95 % interval for a run with another seed of
+sampling.
 
 Even real images have a distance above 0. What is above theirs is the excess. The exponent says how
 it falls from the row before: as images^exponent. The last column divides the excess at η = 1 by

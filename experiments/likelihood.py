@@ -38,8 +38,8 @@ The first step starts at the image. The network has no timestep for it, so it is
 smallest one, with the clean image. It gives eps^, and x^ is the image. Then the usual steps go down
 again. x^ is not clipped in either direction. The error is the mean square over the pixels, with
 images scaled such that black is 0 and white is 1. A second row has the error after rounding both
-images to uint8. That cuts off what lies beyond black and white, so it is smaller if the range of
-the model is wider. ± is the standard error over the images.
+images to uint8. Rounding cuts off what lies beyond black and white, so this second error is smaller
+if the range of the model is wider. ± is the standard error over the images.
 
 The network runs in float32 here, also on a GPU. Per-image results are kept in out/likelihood.
 

@@ -1,8 +1,8 @@
 """At which noise levels does the network make the errors that count?
 
 The exact denoiser (see denoiser.py) takes the place of the network in one range of log-SNR at a
-time. Then the two change roles. log-SNR = log(ᾱ / (1 − ᾱ)) rises from noise
-to image, so the ranges are in the order in which sampling passes them. All cells of mixtures have
+time. Then the two change roles. The log-SNR, log(ᾱ / (1 − ᾱ)), rises while an image is made, so the
+ranges are in the order in which sampling passes them. All cells of mixtures have
 seed 0, and so the same noise. ± is the standard error.
 
 Two papers compare deterministic sampling (an ODE, η = 0) with noisy sampling (an SDE, like η = 1).

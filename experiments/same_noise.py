@@ -46,6 +46,8 @@ def run(study: Study) -> dict[str, str]:
     images = {setting: study.images(*setting) for setting in settings}
     shares, compared = agreement(images)
     draw_images(images, study.subjects, study.out / "images.png")
+    if len(s.steps) == 1:  # nothing to compare with
+        return {}
     draw_agreement(shares, study.subjects, study.out / "agreement.png")
     return {"same-noise": agreement_table(shares, compared, study.names)}
 

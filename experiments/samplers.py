@@ -95,6 +95,10 @@ def measure(
     """
     s = study.settings
     calls = [k for k in s.calls if k <= subject.num_train_timesteps]
+
+    def equal_n(_steps: int) -> int:  # samplers are compared, so also at very many steps
+        return s.n
+
     families = {
         "network": dict.fromkeys(calls, subject),
         "students": students,
@@ -106,7 +110,7 @@ def measure(
         cells = [
             cell
             for k, one in family.items()
-            for cell in make_cells([one], [k], [line.eta], s.images, s.repetitions, line.sampler)
+            for cell in make_cells([one], [k], [line.eta], equal_n, s.repetitions, line.sampler)
         ]
         results = study.measure(cells, list(family.values()))
         if study.process.is_first:
@@ -192,7 +196,7 @@ def students_panels(
     for subject in study.subjects:
         for k, student in students[subject.label].items():
             for column, one in (("", subject), (", students", student)) if k in s.calls else ():
-                cell = make_cells([one], [k], [0.0], s.images)[0]
+                cell = make_cells([one], [k], [0.0], lambda _: s.n)[0]
                 key = "1 step" if k == 1 else f"{k} steps", study.names[subject.label] + column
                 panels[key] = study.images_of(cell)[:SHOWN]
     return panels

@@ -3,7 +3,8 @@
 The study trains models of its own, all on the same number of images. The first table has v- and
 ε-prediction over several training seeds; ± is a 95 % interval for a training with another seed. The
 loss of ε is weighted by 1/ᾱ up to a bound, which makes it nearly the loss of v. In the last rows it
-is not weighted: what changes there is due to the weights, not to the parametrisation.
+is not weighted: the difference is due to the weights of the loss, not to the parametrisation. With
+one training seed ± is over the samples alone, and there is no z.
 
 The other tables have v-prediction under three noise schedules, with training timesteps drawn by
 log-SNR or uniformly, one training each (seed 0). There ± is a 95 % interval over the samples alone.
@@ -60,12 +61,14 @@ def tables(trainings: Sequence[Training], results: Results) -> dict[str, str]:
         (schedule, density): distances(pred="v", seed=0, schedule=schedule, density=density)
         for schedule, density in product(SCHEDULES, DENSITIES)
     }
-    return {
+    blocks = {
         "training": training_table(v, eps, plain),
         "schedules": schedules_table(kinds),
         "densities": densities_table(kinds),
-        "schedule-z": schedule_z_table(kinds, [e.run_se for e in v]),
     }
+    if v[0].runs > 1:  # one training does not say how much another one differs
+        blocks["schedule-z"] = schedule_z_table(kinds, [e.run_se for e in v])
+    return blocks
 
 
 def training_table(v: list[Estimate], eps: list[Estimate], plain: list[Estimate]) -> str:
@@ -81,6 +84,8 @@ def training_table(v: list[Estimate], eps: list[Estimate], plain: list[Estimate]
         ["ε, loss not weighted", *map(with_margin, plain)],
         ["z, v against that", *z(v, plain)],
     ]
+    if v[0].runs == 1:
+        rows = [row for row in rows if not row[0].startswith("z, ")]
     return markdown_table(["", *HEAD], rows)
 
 

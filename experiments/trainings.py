@@ -144,7 +144,8 @@ def train(training: Training, path: Path, process: Process, data_dir: str) -> No
     new = [*training.arguments(), "--out", str(path), "--samples", str(path.parent / "samples")]
     how = ["--resume", str(state)] if state.exists() else new
     where = ["--device", str(process.device), "--data", data_dir]
-    environment = {k: v for k, v in os.environ.items() if k not in ("WORLD_SIZE", "RANK")}
+    several = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE")  # what torchrun tells its processes
+    environment = {k: v for k, v in os.environ.items() if k not in several}
     command = [sys.executable, str(ROOT / "train.py"), *how, *where]
 
     with (

@@ -5,8 +5,9 @@ to 0. A v-model predicts x₀ = √ᾱ x_t − √(1−ᾱ) v: no error grows (S
 arXiv:2202.00512).
 
 Test images are noised to x_t, with the same noise for every t and model. The table has the root
-mean square error of the predicted x₀ for pixels in [−1, 1]: with the network in float32 and under
-bfloat16 autocast, and before and after the clipping to the model's range. A second measurement
+mean square error of the predicted x₀ in the range of the model (black is −clip_sample_range, white
+is clip_sample_range): with the network in float32 and under bfloat16 autocast, and before and after
+the clipping to that range. Compare models of equal range only. A second measurement
 counts the pixels of the predicted x₀ that the sampler clips at each step.
 
 Writes a table of each and why-v.png.

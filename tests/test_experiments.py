@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from dataclasses import replace
 
 from lab.data import to_model_range, to_uint8
@@ -174,11 +175,19 @@ def test_checkpoints_have_different_labels(tiny_checkpoint, tmp_path):
         path.parent.mkdir()
         torch.save(contents | {"note": i}, path)
     labels = [s.label for s in grid.load_subjects(copies, CPU)]
-    assert len(set(labels)) == 2 and all(label.endswith("tiny") for label in labels)
+    assert len(set(labels)) == 2 and all(label.endswith("tiny.pt") for label in labels)
     assert grid.load_subjects(copies[:1], CPU)[0].label == "tiny"
     assert grid.load_subjects(copies, CPU, ["one", "two"])[1].label == "two"
+    copies.append(copies[1].with_suffix(".bak"))
+    torch.save(contents | {"note": 2}, copies[2])
+    assert len({s.label for s in grid.load_subjects(copies, CPU)}) == 3
     with pytest.raises(UserError, match="twice"):
         grid.load_subjects([copies[0], copies[0]], CPU)
+
+
+def test_no_checkpoint_is_called_as_the_exact_denoiser(tiny_checkpoint):
+    with pytest.raises(UserError, match=r"exact\.pt"):
+        grid.load_subjects([tiny_checkpoint, "exact.pt"], CPU)
 
 
 @pytest.mark.parametrize("training", [None, {}, {"images": "many"}])
@@ -306,6 +315,21 @@ def test_a_training_is_run_once_and_is_what_its_name_says(tmp_path, data_dir, mo
     monkeypatch.setattr(trainings, "training_key", lambda *args: "another")
     with pytest.raises(AssertionError, match="trained again"):
         trainings.run_trainings(mine, ALONE, tmp_path, str(data_dir))
+
+
+def test_a_training_is_told_nothing_of_torchrun(tmp_path, monkeypatch):
+    """It is a process of its own, also if the study has several."""
+    command = [sys.executable, "-c", "import os; print(*os.environ)"]
+    popen = trainings.subprocess.Popen
+    with (tmp_path / "names").open("w") as file:
+        fake = lambda _, env: popen(command, env=env, stdout=file)  # noqa: E731
+        monkeypatch.setattr(trainings.subprocess, "Popen", fake)
+        for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "KEPT"):
+            monkeypatch.setenv(name, "2")
+        training = Training("v", Schedule("linear"), "uniform", 5, 128)
+        trainings.train(training, tmp_path / "x.pt", ALONE, "data")
+    told = (tmp_path / "names").read_text().split()
+    assert "KEPT" in told and not {"WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE"} & set(told)
 
 
 # --------------------------------------------------------------------------------- measures

@@ -17,7 +17,8 @@ from experiments.grid import Cell, Subject, make_cells
 ALONE = Process(torch.device("cpu"))
 CONFIG = {"scheduler": {"prediction_type": "v_prediction"}}
 SETTINGS = Settings((1, 50), (4,), (0.0, 1.0), 100, 100, 1, 0, 100, "data", None)
-LABELLED = Subject("net-labels", "net-labels.pt", "1" * 64, None, CONFIG)
+CONTENTS = CONFIG | {"classes": [str(digit) for digit in range(10)]}
+LABELLED = Subject("net-labels", "net-labels.pt", "1" * 64, None, CONTENTS)
 
 
 class FakeStudy(Study):
@@ -70,6 +71,13 @@ def test_the_table_has_a_row_per_scale_and_eta(study):
 def test_without_a_checkpoint_with_labels_there_is_no_table(study):
     study.subjects = study.subjects[1:]
     assert guidance.run(study) == {} == study.rows
+
+
+def test_a_network_that_knows_no_labels_is_refused(study, monkeypatch):
+    unlabelled = replace(LABELLED, contents=CONFIG)
+    monkeypatch.setattr(guidance, "load_subjects", lambda paths, device: [unlabelled] * len(paths))
+    with pytest.raises(UserError, match="net-labels.pt was trained without --labels"):
+        guidance.run(study)
 
 
 def test_a_guided_cell_is_the_sample_of_the_guided_model():

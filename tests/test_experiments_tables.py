@@ -260,6 +260,13 @@ def test_the_tables_of_the_shipped_study_are_those_of_its_rows(replay):
     assert refresh(text, tables) == (text, [])
 
 
+def test_one_training_does_not_say_how_much_another_one_differs():
+    trainings = make_trainings(640, 1)
+    rows = flat_rows({t.name: "v" for t in trainings}, (10, 50), 5.0)
+    tables = training.tables(trainings, Results(rows))
+    assert "schedule-z" not in tables and "z, " not in tables["training"]
+
+
 MEASURES = ("frechet", "kid", "precision", "recall", "confidence", "novelty", "copies")
 
 

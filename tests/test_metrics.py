@@ -594,3 +594,7 @@ def test_labels_that_do_not_fit_are_refused(run_here, tmp_path, labels):
     np.save(tmp_path / "labels.npy", labels)
     done = run_here("metrics.py", "a.npy", "--labels", "labels.npy", "--data", DATA)
     assert_refused(done, "labels.npy")
+
+
+def test_an_array_that_is_there_twice_is_refused(run_here):
+    assert_refused(run_here("metrics.py", "a.npy", "a.npy", "--data", DATA), "twice")

@@ -53,6 +53,22 @@ def test_bad_input_is_refused(arguments, words, run_here, request):
     assert_refused(run_here("study.py", *arguments), *words)
 
 
+@pytest.mark.parametrize(
+    ("experiment", "name", "words"),
+    [("samplers", "tiny-2steps.pt", "student"), ("guidance", "tiny-labels.pt", "--labels")],
+)
+def test_what_does_not_belong_beside_a_checkpoint_is_refused_before_the_work(
+    experiment, name, words, tiny_checkpoint, tmp_path, run_here, data_dir
+):
+    contents = torch.load(tiny_checkpoint, weights_only=True)
+    torch.save(contents, tmp_path / "tiny.pt")
+    student = {"timesteps": [9, 3], "teacher": {"run": "other"}} if "steps" in name else {}
+    torch.save(contents | student | {"note": 1}, tmp_path / name)
+    options = ("--ckpt", tmp_path / "tiny.pt", "--steps", 1, "--data", data_dir, "--out", "out")
+    assert_refused(run_here("study.py", "setup", experiment, *options), name, words)
+    assert not list(tmp_path.glob("out/cells/*"))
+
+
 def test_compile_compiles_the_checkpoints(tiny_checkpoint, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda model, **_: compiled.append(model) or "compiled")
