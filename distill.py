@@ -361,9 +361,10 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
     main.add_argument(
         "--updates",
         type=natural,
-        help="optimizer steps of a round for 16 steps or more; 2 to 5 times that for 8, 4, 2, 1",
+        help="optimizer steps in the round of a student of 16 steps or more; 2, 3, 4 and 5 times "
+        "as many for 8, 4, 2 and 1 steps",
     )
-    main.add_argument("--seed", type=cli.number(int, 0, 2**31), help="seed of t and of the noise")
+    main.add_argument("--seed", type=cli.number(int, 0, 2**31), help="seed of order, t and noise")
     main.add_argument(
         "--resume", metavar="FILE-students.state.pt", help="continue the run saved in this file"
     )
@@ -376,7 +377,7 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
         help="the students are FILE-16steps.pt and so on (default: as --ckpt)",
     )
     where.add_argument(
-        "--dataset", choices=DATASETS, help="what the teacher has learned (default: it knows)"
+        "--dataset", choices=DATASETS, help="what the teacher has learned (default: as it says)"
     )
     add_options(where)
 

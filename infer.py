@@ -63,7 +63,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def make_parser() -> cli.Parser:
     natural = cli.number(int, 1)
     p = cli.Parser(__doc__)
-    p.add_argument("--ckpt", required=True, metavar="FILE.pt", help="a checkpoint of train.py")
+    p.add_argument(
+        "--ckpt", required=True, metavar="FILE.pt", help="a checkpoint of train.py or distill.py"
+    )
     p.add_argument("--n", type=natural, help="number of images (default: 64, or 8 per label)")
     p.add_argument(
         "--steps",
@@ -152,17 +154,18 @@ def fill_in(args: argparse.Namespace, contents: dict) -> None:
                 f"step{'s' if len(timesteps) > 1 else ''} for --sampler ddim: leave it out"
             )
         args.steps = len(timesteps)
-    args.steps = args.steps or 50
+    args.steps = args.steps or min(50, contents["scheduler"].get("num_train_timesteps", 50))
     if args.eta is None:
         args.eta = 1.0 if timesteps is None else 0.0
     if not classes and (args.label is not None or args.guidance_scale != 1):
         option = "--guidance-scale" if args.label is None else "--label"
-        raise UserError(f"{option} needs a checkpoint of train.py --labels; {args.ckpt} has none")
+        raise UserError(f"{option} cannot be used: {args.ckpt} was trained without --labels")
     if args.label == ["none"] and args.guidance_scale != 1:
         raise UserError("--guidance-scale needs a label: leave out --label none")
     args.label_name = "" if args.label is None else f"-label{'-'.join(args.label)}"
     args.label = class_numbers(args.label, classes)
     columns = len(args.label) if len(args.label) > 1 else 8
+    args.nrow_name = f"-nrow{args.nrow}" if args.nrow else ""
     args.nrow = args.nrow or columns
     args.n = args.n or 8 * columns
 
@@ -246,11 +249,17 @@ class Sampler:
 def default_output(args: argparse.Namespace) -> Path:
     """Return a file name that no other settings have."""
     name = f"{Path(args.ckpt).stem}-{args.sampler}{args.steps}"
-    name += f"-eta{args.eta:g}" if SAMPLERS[args.sampler] else ""
+    name += f"-eta{shortest(args.eta)}" if SAMPLERS[args.sampler] else ""
     name += f"-{args.spacing}" if args.spacing else ""
     name += args.label_name
-    name += f"-guidance{args.guidance_scale:g}" if args.guidance_scale != 1 else ""
+    name += f"-guidance{shortest(args.guidance_scale)}" if args.guidance_scale != 1 else ""
+    name += args.nrow_name
     return samples_folder("samples", args.ckpt) / f"{name}-n{args.n}-seed{args.seed}.png"
+
+
+def shortest(number: float) -> str:
+    """Return the shortest text that gives the number back: "0.3", "1"."""
+    return repr(float(number)).removesuffix(".0")
 
 
 def main() -> int:
@@ -333,10 +342,11 @@ def write_images(
             file.seek(first_byte)
             pixels = np.frombuffer(file.read(shown * row_bytes), np.uint8)
         grid = torch.tensor(pixels).view(shown, H, W, C).permute(0, 3, 1, 2)
+        if args.save_npy:  # first: the array is not lost if the grid cannot be written
+            put_in_place(part, array)
         save_grid(out, grid, min(args.nrow, shown))
         written = [f"grid    {out}" + (f" (the first {shown})" if shown < args.n else "")]
         if args.save_npy:
-            put_in_place(part, array)
             if len(sampler.labels):
                 buffer = io.BytesIO()
                 np.save(buffer, sampler.labels_of(torch.arange(args.n)).cpu().numpy())
@@ -361,6 +371,11 @@ def check_room(args: argparse.Namespace, out: Path, png_dir: Path | None, row_by
     """
     for folder in filter(None, (out.parent, png_dir)):
         folder.mkdir(parents=True, exist_ok=True)
+    for path in (out.with_suffix(".npy"), out.with_name(f"{out.stem}-labels.npy")):
+        if args.save_npy and path.exists() and not path.is_file():
+            raise UserError(f"{path} exists and is not a file")
+    if args.gif and out.with_suffix(".gif").is_dir():
+        raise UserError(f"{out.with_suffix('.gif')} exists and is not a file")
     if args.n * row_bytes > shutil.disk_usage(out.parent).free:
         raise UserError(f"{out.parent} has no room for --n {args.n} images")
     if png_dir and any(is_stale(file, args.n) for file in png_dir.glob("*.png")):

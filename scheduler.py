@@ -618,8 +618,8 @@ class DPMSolverMultistepScheduler(DDIMScheduler):
 
     The rest is the step of DDIM from x_t, with D~ in place of x_0. eta = 0 is the solver of the
     ODE, eta = 1 that of the SDE. The error of eta = 0 falls with the square of the step's length,
-    DDIM's with the length itself. The first step has no D', and the last one none of h: both are
-    steps of DDIM.
+    DDIM's with the length itself. The first step has no D', and in the last step h is
+    infinite: both are steps of DDIM.
 
     It remembers D' between two steps, so one scheduler serves one sampling loop at a time.
 

@@ -153,7 +153,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     cli.add_device(p)
     p.add_argument(
         "--compile",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
+        default=False,
         help="compile the networks of --ckpt with torch.compile: a minute for each, then faster",
     )
     cli.add_data(p)

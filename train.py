@@ -96,7 +96,9 @@ def make_parser() -> cli.Parser:
         type=cli.number(float, 0, 1e6, open_low=True),
         help="length of the run in wall-clock minutes",
     )
-    main.add_argument("--seed", type=cli.number(int, 0, 2**31), help="seed of weights and noise")
+    main.add_argument(
+        "--seed", type=cli.number(int, 0, 2**31), help="seed of weights, order and noise"
+    )
     main.add_argument(
         "--resume", metavar="FILE.state.pt", help="continue the run saved in this file"
     )
@@ -137,7 +139,7 @@ def make_parser() -> cli.Parser:
     how.add_argument(
         "--clip-sample-range",
         type=cli.number(float, 1, 10),
-        help="the range of x_0: black is minus this, white is this, the gray between in (-1, 1)",
+        help="the range of x_0: black becomes minus this, white this, and gray stays in (-1, 1)",
     )
     return p
 

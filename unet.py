@@ -43,12 +43,12 @@ def zero_init(module: nn.Module) -> nn.Module:
 
 
 def parts(channels: int, width: int) -> int:
-    """Return the number of groups: as many as give each at least `width` channels."""
+    """Return a number of groups that divides the channels: channels // width, or less."""
     return math.gcd(channels, max(channels // width, 1))
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Return a GroupNorm with groups of 8 channels, or more where 8 does not divide them."""
+    """Return a GroupNorm with groups of 8 channels, or of others where 8 does not divide them."""
     return nn.GroupNorm(parts(channels, 8), channels)
 
 

@@ -33,9 +33,8 @@ def python(*command: object, threads: int | None = None) -> str:
 class Worker:
     """A contestant in a process of its own, and so with its own memory and threads.
 
-    Ours has the settings that lab/ makes for every script (see lab/__init__.py and
-    lab.device.keep_freed_memory). A peer has what its users have. As a context manager it ends with
-    its block.
+    Ours has the setting that lab/ makes for every script (lab.device.keep_freed_memory). A peer has
+    what its users have. As a context manager it ends with its block.
 
     Args:
         environment: variables that this process gets on top. None removes one.

@@ -1,6 +1,6 @@
 """The plumbing of the lab: files, devices, processes, data, pictures. No method is in here.
 
-Importing it comes first in every script, before torch, because its settings must be made by then.
+Every script imports it first: what follows must happen before any file is opened.
 """
 
 import os

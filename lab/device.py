@@ -30,7 +30,7 @@ def pick_device(name: str) -> torch.device:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
             torch.cuda.set_device(device)
         torch.zeros(1, device=device).item()  # a name can be well formed and its device missing
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, ImportError, ValueError) as error:
         raise UserError(f"--device {name} cannot be used: {one_line(error)}") from None
     if device.type == "cpu":
         keep_freed_memory()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from lab.device import pick_device
-from lab.errors import UserError
+from lab.errors import UserError, one_line
 
 import torch
 import torch.distributed as dist
@@ -78,13 +78,19 @@ def launch(device: str, *, backend: str = "gloo", timeout: timedelta) -> Iterato
         timeout: how long a process waits for the others.
 
     Raises:
-        UserError: the device cannot be used, or the environment is not one that torchrun makes.
+        UserError: the device cannot be used, the environment is not one that torchrun makes, or the
+            processes do not find each other.
     """
     world, rank = _world_and_rank()
     process = Process(pick_device(device), world, rank)
     if world > 1:
+        if backend == "nccl" and process.device.type == "mps":
+            raise UserError("several processes cannot train on mps: use --device cpu")
         backend = backend if process.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timeout)
+        try:
+            dist.init_process_group(backend, timeout=timeout)
+        except (RuntimeError, ValueError) as error:  # such as a port that is in use
+            raise UserError(f"the processes cannot connect: {one_line(error)}") from None
     try:
         yield process
     finally:

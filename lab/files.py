@@ -88,7 +88,7 @@ def put_in_place(temporary: Path, target: Path) -> None:
     if target.exists():
         mode = target.stat().st_mode
         if not stat.S_ISREG(mode):  # such as a device: the rename would remove it
-            raise OSError(None, "it is not a regular file")
+            raise OSError(None, "it is not a regular file", str(target))
         os.chmod(temporary, stat.S_IMODE(mode))
     os.replace(temporary, target)
     with contextlib.suppress(OSError):  # not every file system, and not Windows, can do this

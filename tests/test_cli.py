@@ -31,6 +31,30 @@ def test_output_file_refuses(tmp_path, monkeypatch, text):
 
 
 @pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "out of memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate"), "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory"),
+        (RuntimeError("[gloo/pair.cc:534] Connection closed by peer"), "another process"),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), None),
+        (RuntimeError("unsupported memory_format"), None),
+    ],
+)
+def test_only_what_the_user_can_solve_is_one_line(error, words, capsys):
+    def main():
+        raise error
+
+    if words is None:
+        with pytest.raises(RuntimeError):
+            cli.run(main)
+        return
+    with pytest.raises(SystemExit) as ended:
+        cli.run(main)
+    assert ended.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("parse", "good", "bad"),
     [
         (cli.number(int, 1), {"1": 1, "70": 70}, ["0", "-1", "1.5", "x", "", "inf"]),

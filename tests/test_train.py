@@ -4,6 +4,7 @@ import json
 import random
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -321,6 +322,23 @@ def test_a_finished_run_can_be_extended(run_here, data_dir, tmp_path):
     assert rates[-1] > 0 and state["recipe"]["epochs"] is None
     again = run_here("train.py", "--resume", "x.state.pt", "--steps", 8)
     assert again.returncode == 0 and "length" not in again.stderr
+    before = {path: path.read_bytes() for path in tmp_path.glob("x*")}
+    done = run_here("train.py", "--resume", "x.state.pt", "--steps", 7)
+    assert done.returncode == 2 and "is at step 8" in done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.glob("x*")} == before
+
+
+@pytest.mark.slow
+def test_resuming_writes_what_is_missing(run_here, data_dir, tmp_path):
+    """As after a crash between the state and the copy that --keep asks for."""
+    arguments = (*TINY, "--steps", 2, "--keep", 2, "--data", data_dir, "--out", "x.pt")
+    assert run_here("train.py", *arguments).returncode == 0
+    names = ("x.pt", "x-step2.pt")
+    before = [(tmp_path / name).read_bytes() for name in names]
+    for name in names:
+        (tmp_path / name).unlink()
+    assert run_here("train.py", "--resume", "x.state.pt").returncode == 0
+    assert [(tmp_path / name).read_bytes() for name in names] == before
 
 
 @pytest.mark.slow
@@ -365,6 +383,17 @@ def test_what_a_launcher_left_in_the_environment_is_named(monkeypatch, run_here,
         assert_refused(run_here(script, *arguments), "WORLD_SIZE", "torchrun")
 
 
+def test_processes_that_cannot_connect_are_one_line(monkeypatch, run_here):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("MASTER_PORT", port)
+        assert_refused(run_here("infer.py", "--ckpt", "x.pt"), "cannot connect", port)
+
+
 @pytest.mark.slow
 def test_a_schedule_that_does_not_end_in_noise_is_pointed_out(run_here, data_dir):
     arguments = (*TINY, "--steps", 1, "--data", data_dir, "--out", "x.pt")
@@ -406,7 +435,8 @@ def test_a_second_training_with_the_same_name_is_refused(run_here, data_dir, tmp
     assert_refused(third, "x.pt is in use by process", str(first.pid))
     first.send_signal(signal.SIGTERM)
     assert first.wait() == 143
-    assert run_here("train.py", "--resume", "x.state.pt", "--steps", 1).returncode == 0
+    step = torch.load(tmp_path / "x.state.pt", weights_only=True)["step"]
+    assert run_here("train.py", "--resume", "x.state.pt", "--steps", step).returncode == 0
 
 
 @pytest.mark.slow
@@ -478,6 +508,7 @@ def test_the_command_to_resume_counts_the_processes_of_a_node(monkeypatch, capsy
         (["--out", "a/x.pt", "--samples", "."], ["--samples", "same name"]),
         (["--out", "x.state.pt"], ["--out", "training state"]),
         (["--muon-lr", "1e300"], ["--muon-lr"]),
+        (["--lr", "1e39"], ["--lr"]),
         (["--device", "meta"], ["--device", "meta"]),
         (["--resume", "missing.state.pt"], ["missing.state.pt", "No such file"]),
         (["--out", "/dev/null/x.pt", "--steps", "1"], ["/dev/null"]),

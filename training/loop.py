@@ -57,8 +57,10 @@ def train(
     take_step = make_step(run, process.parallel(model), process)
     if first and args.resume is None:
         run.save_state(files, options)  # from now on --resume continues this run
-    elif first:
+    elif first and run.step == 0:
         files.write_log(run.log)  # without what followed the saved step
+    elif first:  # the checkpoint may be gone, or be of a later step than the state
+        save(run, args, options, files)
     meter, saved_step, stop_every = Meter(), run.step, 1
     log_time = time.monotonic()
     started = log_time - run.elapsed
@@ -125,11 +127,16 @@ def write_what_is_due(
     if run.stage_ends:
         files.append_to_log(run.add_to_log(val_loss=validation_loss(run, *held_out)))
     if save_due:
-        run.save(files, options)
-        if run.step in args.keep:
-            files.keep_checkpoint(run.step)
+        save(run, args, options, files)
     if run.stage_ends and not run.finished:
         preview(run, run.grid_path(files))
+
+
+def save(run: Run, args: argparse.Namespace, options: dict, files: RunFiles) -> None:
+    """Write the checkpoint, the state and the log; keep the checkpoint if --keep asks for it."""
+    run.save(files, options)
+    if run.step in args.keep:
+        files.keep_checkpoint(run.step)
 
 
 def draw_and_tell(run: Run, files: RunFiles) -> None:
@@ -234,6 +241,11 @@ def start(
             run = make_run(images, labels)
             if state is not None:
                 notes.append(run.load(state))
+                if run.step > run.total_steps and getattr(args, "minutes", None) is None:
+                    raise UserError(
+                        f"{args.resume} is at step {run.step}, after the new end of the run at "
+                        f"step {run.total_steps}"
+                    )
             if process.is_first:
                 files.grid.parent.mkdir(parents=True, exist_ok=True)  # or fail now, not later
                 if state is not None:
@@ -254,8 +266,10 @@ def add_options(group: argparse._ArgumentGroup) -> None:
     cli.add_device(group)
     group.add_argument(
         "--compile",
-        action="store_true",
-        help="use torch.compile. On a GPU a step is then not a CUDA graph, which is faster still",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="use torch.compile. On one GPU leave it out: the CUDA graph of a step, which is used "
+        "otherwise, is faster",
     )
     group.add_argument(
         "--save-every",
@@ -270,7 +284,7 @@ def add_options(group: argparse._ArgumentGroup) -> None:
 
 def add_optimizer_options(group: argparse._ArgumentGroup) -> None:
     """Add the options of the recipe that both scripts have."""
-    natural, positive = cli.number(int, 1), cli.number(float, 0, open_low=True)
+    natural, positive = cli.number(int, 1), cli.number(float, 0, 1e30, open_low=True)
     group.add_argument("--batch-size", type=natural, help="images per step, over all processes")
     group.add_argument("--lr", type=positive, help="peak learning rate of AdamW")
     group.add_argument(
@@ -311,7 +325,7 @@ def take_over(
     Args:
         parse_args: of the script.
         out: the value of --out that belongs to the state.
-        may_change: what of the recipe may change, together: the length of the run.
+        may_change: the options that set the length of the run. Giving one replaces all of them.
 
     Returns:
         A note for the user if the length changes.

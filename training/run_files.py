@@ -81,7 +81,7 @@ class RunFiles:
             new = {path: path.with_name(f"{a}.{number}{b}") for path, (a, b) in earlier.items()}
             if kept._existing() or any(map(os.path.lexists, new.values())):
                 continue
-            with contextlib.suppress(UserError), only_process(kept.checkpoint):
+            with contextlib.suppress(UserError), only_process(kept.state):
                 for path in earlier:
                     os.replace(path, new[path])
                 last = list(new.items())[-1]
