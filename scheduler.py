@@ -236,10 +236,10 @@ class DDPMScheduler:
         self.alphas_cumprod = self.alphas.cumprod(0)
         if (self.alphas_cumprod[:-1] == 0).any():
             raise ValueError("the betas are too large: abar reaches 0 before the last timestep")
-        if prediction_type == "epsilon" and self.alphas_cumprod[-1] == 0:
+        if prediction_type == "epsilon" and self.alphas_cumprod[-1] < 1e-76:  # float32 ends at 1e38
             raise ValueError(
-                "prediction_type 'epsilon' cannot start from abar_T = 0 (it would divide by 0): "
-                "use 'v_prediction' or 'sample' with a zero-terminal-SNR schedule"
+                f"prediction_type 'epsilon' cannot start from abar_T = {self.alphas_cumprod[-1]:g} "
+                "(it would divide by its root): use 'v_prediction' or 'sample' with this schedule"
             )
         self._abar = self.alphas_cumprod.tolist()
         self._forward_tables: dict[tuple, tuple[Tensor, Tensor]] = {}

@@ -1293,3 +1293,14 @@ def test_original_sample_of_every_image_is_that_of_its_own_step(prediction_type,
     assert (x0.abs() <= 1.25).all() == clip_sample or prediction_type == "sample"
     with pytest.raises(ValueError, match="timesteps must lie in"):
         scheduler.get_original_sample(output, x_t, torch.tensor([0, 1, 2, 1000]))
+
+
+def test_the_longest_schedule_of_epsilon_stays_within_float32():
+    """1 / sqrt(abar_T) must be a float32: linear betas reach its end at about 17,500 timesteps."""
+    scheduler = DDIMScheduler(17_000, beta_schedule="linear", prediction_type="epsilon")
+    scheduler.set_timesteps(2)
+    x = torch.ones(1, 1, 2, 2)
+    assert torch.isfinite(scheduler.step(x, 16_999, x).pred_original_sample).all()
+    with pytest.raises(ValueError, match="abar_T = "):
+        DDIMScheduler(18_000, beta_schedule="linear", prediction_type="epsilon")
+    DDIMScheduler(18_000, beta_schedule="linear", prediction_type="v_prediction")

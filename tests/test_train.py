@@ -502,6 +502,7 @@ def test_the_command_to_resume_counts_the_processes_of_a_node(monkeypatch, capsy
         (["--batch-size", "60001"], ["--batch-size", "60001", "60000"]),
         (["--schedule", "quadratic"], ["--schedule", "quadratic", "cosine"]),
         (["--pred", "eps", "--zero-snr"], ["epsilon", "v_prediction"]),
+        (["--pred", "eps", "--schedule", "linear", "--timesteps", "20000"], ["epsilon", "abar_T"]),
         (["--dataset", "cifar"], ["--dataset", "cifar"]),
         (["--device", "abacus"], ["--device", "abacus"]),
         (["--out", "model.ckpt"], ["--out", ".pt"]),
