@@ -225,5 +225,9 @@ def draw_samplers(
     for ax in axes[0]:
         ax.set_ylim(low, high)
     axes[0, 0].set_ylabel("Fréchet distance (LeNet features)")
-    axes[0, -1].legend(fontsize=7)
+    drawn = {}  # the lines of all panels: only some models have students
+    for ax in axes[0]:
+        drawn |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    names = [name for name in (*LINES, "real images") if name in drawn]
+    axes[0, -1].legend([drawn[name] for name in names], names, fontsize=7)
     save_figure(figure, path)
