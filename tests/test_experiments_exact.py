@@ -261,7 +261,7 @@ def test_cells_of_networks_keep_their_key():
         ("experiments/denoiser.py", ".softmax(1)", ".sigmoid()", {"exact", "mixture"}),
         ("experiments/denoiser.py", "square() / 2", "square()", {"exact", "mixture"}),
         ("experiments/denoiser.py", "low < log_snr", "low <= log_snr", {"mixture"}),
-        ("experiments/denoiser.py", 'EXACT = "exact"', 'EXACT = "x"', set()),
+        ("experiments/grid.py", 'EXACT = "exact"', 'EXACT = "x"', set()),
         ("experiments/denoiser.py", "The best prediction of x_0 for", "For", set()),
         ("experiments/ranges.py", "STEPS = 20", "STEPS = 21", set()),
         ("lab/data.py", "div_(127.5)", "div_(128)", {"exact", "mixture"}),
@@ -326,6 +326,7 @@ def study(tmp_path, monkeypatch):
     images = pixels(3, 28, 28), torch.zeros(3, dtype=torch.int64)
     for module in (exact, ranges):
         monkeypatch.setattr(module, "load_dataset", lambda *_: images)
+    monkeypatch.setattr(exact, "MOST_STEPS", 50)
     subjects = [subject_of("net"), subject_of("eps", "epsilon")]
     return FakeStudy(replace(SETTINGS, out=tmp_path), ALONE, subjects, "python study.py")
 
