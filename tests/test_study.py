@@ -86,7 +86,7 @@ def test_compile_without_a_compiler_is_refused(tiny_checkpoint, run, monkeypatch
     done = run("study.py", "steps", "--compile", "--ckpt", tiny_checkpoint, *options)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: ") and "--compile" in last and "compiler" in last
+    assert last.startswith("error: ") and "--no-compile" in last and "compiler" in last
 
 
 # ------------------------------------------------------------------------------- results.csv

@@ -57,10 +57,11 @@ def train(
     take_step = make_step(run, process.parallel(model), process)
     if first and args.resume is None:
         run.save_state(files, options)  # from now on --resume continues this run
-    elif first and run.step == 0:
+    elif first:
         files.write_log(run.log)  # without what followed the saved step
-    elif first:  # the checkpoint may be gone, or be of a later step than the state
-        save(run, args, options, files)
+        if run.step > 0:  # the checkpoint may be gone, or be of a later step
+            run.save_checkpoint(files)
+            keep_checkpoint(run, args, files)
     meter, saved_step, stop_every = Meter(), run.step, 1
     log_time = time.monotonic()
     started = log_time - run.elapsed
@@ -127,14 +128,14 @@ def write_what_is_due(
     if run.stage_ends:
         files.append_to_log(run.add_to_log(val_loss=validation_loss(run, *held_out)))
     if save_due:
-        save(run, args, options, files)
+        run.save(files, options)
+        keep_checkpoint(run, args, files)
     if run.stage_ends and not run.finished:
         preview(run, run.grid_path(files))
 
 
-def save(run: Run, args: argparse.Namespace, options: dict, files: RunFiles) -> None:
-    """Write the checkpoint, the state and the log; keep the checkpoint if --keep asks for it."""
-    run.save(files, options)
+def keep_checkpoint(run: Run, args: argparse.Namespace, files: RunFiles) -> None:
+    """Copy the checkpoint if --keep asks for the one of this step."""
     if run.step in args.keep:
         files.keep_checkpoint(run.step)
 

@@ -249,6 +249,11 @@ class Run(ABC):
         Raises:
             UserError: a file cannot be written.
         """
+        self.save_checkpoint(files)
+        self.save_state(files, options)
+
+    def save_checkpoint(self, files: RunFiles) -> None:
+        """Write the model checkpoint."""
         training = {
             "script": self.script,
             "run": self.id,
@@ -260,7 +265,6 @@ class Run(ABC):
         shape = tuple(self.images.shape[1:])
         path, facts = self.checkpoint_path(files), self.facts()
         checkpoint.save_model(path, self.ema, self.scheduler, shape, training, **facts)
-        self.save_state(files, options)
 
     def save_state(self, files: RunFiles, options: dict) -> None:
         """Write the training state and the log: all of `save` but the model checkpoint."""
