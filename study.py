@@ -155,7 +155,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--compile",
         action=argparse.BooleanOptionalAction,
         default=False,
-        help="compile the networks of --ckpt: a minute for each, then about a tenth faster on a CPU",
+        help="compile the networks of --ckpt: a minute for each, then a tenth faster on a CPU",
     )
     cli.add_data(p)
     p.add_argument(
