@@ -342,19 +342,17 @@ def write_images(
             file.seek(first_byte)
             pixels = np.frombuffer(file.read(shown * row_bytes), np.uint8)
         grid = torch.tensor(pixels).view(shown, H, W, C).permute(0, 3, 1, 2)
-        if args.save_npy:  # first: the array is not lost if the grid cannot be written
-            put_in_place(part, array)
-        save_grid(out, grid, min(args.nrow, shown))
         written = [f"grid    {out}" + (f" (the first {shown})" if shown < args.n else "")]
-        if args.save_npy:
+        if args.save_npy:  # before the grid: it is not lost if the grid cannot be written
+            put_in_place(part, array)
+            written.append(f"array   {out.with_suffix('.npy')} {(args.n, *row_shape)} uint8")
             if len(sampler.labels):
                 buffer = io.BytesIO()
                 np.save(buffer, sampler.labels_of(torch.arange(args.n)).cpu().numpy())
                 labels = out.with_name(f"{out.stem}-labels.npy")
                 write_atomically(labels, buffer.getvalue())
-            written.append(f"array   {out.with_suffix('.npy')} {(args.n, *row_shape)} uint8")
-            if len(sampler.labels):
                 written.append(f"labels  {labels}")
+        save_grid(out, grid, min(args.nrow, shown))
         if png_dir:
             written.append(f"images  {png_dir}/ ({args.n} files)")
         return written
@@ -371,11 +369,11 @@ def check_room(args: argparse.Namespace, out: Path, png_dir: Path | None, row_by
     """
     for folder in filter(None, (out.parent, png_dir)):
         folder.mkdir(parents=True, exist_ok=True)
-    for path in (out.with_suffix(".npy"), out.with_name(f"{out.stem}-labels.npy")):
-        if args.save_npy and path.exists() and not path.is_file():
+    endings = [".npy", "-labels.npy"] if args.save_npy else []
+    for ending in [*endings, ".gif"] if args.gif else endings:
+        path = out.with_name(f"{out.stem}{ending}")
+        if path.exists() and not path.is_file():
             raise UserError(f"{path} exists and is not a file")
-    if args.gif and out.with_suffix(".gif").is_dir():
-        raise UserError(f"{out.with_suffix('.gif')} exists and is not a file")
     if args.n * row_bytes > shutil.disk_usage(out.parent).free:
         raise UserError(f"{out.parent} has no room for --n {args.n} images")
     if png_dir and any(is_stale(file, args.n) for file in png_dir.glob("*.png")):

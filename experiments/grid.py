@@ -269,6 +269,7 @@ def run_cells(
     by_sha256, warm = {subject.sha256: subject for subject in subjects}, set()
     kept = process.agree([is_kept(folder, cell, by_sha256[cell.sha256], process) for cell in cells])
     costs = [cell.n * cell.steps for cell in cells]
+    whole = batch_size * process.world  # images of a batch of every process
     with work_bar(costs, kept, process, unit="image-step", smoothing=0.02) as bar:
         for i, (cell, done) in enumerate(zip(cells, kept, strict=True), start=1):
             if done:
@@ -276,7 +277,8 @@ def run_cells(
             subject = by_sha256[cell.sha256]
             bar.set_description(f"cell {i} of {len(cells)}: {cell.model}")
             if (cell.model, cell.n) not in warm:  # a network's first calls prepare its kernels
-                sample_cell(replace(cell, steps=1), subject, process, batch_size)
+                once = replace(cell, steps=1, n=min(cell.n, whole + cell.n % whole))
+                sample_cell(once, subject, process, batch_size)
                 warm.add((cell.model, cell.n))
             pixels, seconds = sample_cell(cell, subject, process, batch_size, bar.update)
             if process.is_first:

@@ -35,9 +35,8 @@ def make_optimizers(model: nn.Module, lr: float, muon_lr: float) -> list[torch.o
 
     Muon updates the hidden weight matrices: convolutions and attention. AdamW updates the rest:
     stem, head, embeddings of time and label, the layers that scale and shift by the time, norms and
-    biases. Each parameter group keeps its peak
-    learning rate as "peak_lr". Its learning rate "lr" is a tensor () on the device, so that a CUDA
-    graph reads the value of each step.
+    biases. Each parameter group keeps its peak learning rate as "peak_lr". Its learning rate "lr"
+    is a tensor () on the device, so that a CUDA graph reads the value of each step.
     """
     device = next(model.parameters()).device
     hidden, rest = [], []
