@@ -34,12 +34,18 @@ also go up, from the image to noise:
 
     x_u = sqrt(abar_u) x^ + sqrt(1 - abar_u) eps^,    x^ and eps^ predicted at x_t, u > t
 
-The first step starts at the image. The network has no timestep for it, so it is called at the
-smallest one, with the clean image. It gives eps^, and x^ is the image. Then the usual steps go down
-again. x^ is not clipped in either direction. The error is the mean square over the pixels, with
-images scaled such that black is 0 and white is 1. A second row has the error after rounding both
-images to uint8. Rounding cuts off what lies beyond black and white, so this second error is smaller
-if the range of the model is wider. ± is the standard error over the images.
+The timesteps are those of sampling (trailing: 999, 899, ..., 99 for 10 steps). The first step
+starts at the clean image. The network has no timestep for it, so it is called at the smallest one
+in use (99 for 10 steps). It gives eps^, and x^ is the image. Then the usual steps go down again. x^
+is not clipped in either direction. The error is the mean square over the pixels, in units in which
+the range of the model has length 1: its black is 0, its white is 1. Rows:
+
+    mean      ± its standard error over the images
+    median    a few images have most of the error
+    uint8     the mean after rounding both images to pixels / 255: it cuts off what lies beyond
+              black and white, but counts an error between them more if the range is wider
+    short     the mean of a trip without the timesteps whose log-SNR is below -6: an eps-network
+              divides by sqrt(abar_t), which is 0.05 there and 5e-5 at t = 999
 
 The network runs in float32 here, also on a GPU. Per-image results are kept in out/likelihood.
 
@@ -76,6 +82,7 @@ TABLES = ("likelihood", "likelihood-ranges", "inversion")
 FIGURES = {"likelihood.png": "Bits per dimension that sampling has spent, against log-SNR"}
 
 F64 = torch.float64
+SHORT_TRIP = -6.0  # the least log-SNR of a short trip
 SEED = 0
 TEST_IMAGES = 10_000
 RANGES = list(pairwise((-math.inf, -3.0, 0.0, 3.0, 6.0, math.inf)))  # low < log-SNR <= high
@@ -101,9 +108,10 @@ def run(study: Study) -> dict[str, str]:
     n, all_steps = min(2 * s.n, TEST_IMAGES), [steps for steps in PAPER if steps <= s.steps[-1]]
     bounds = [Likelihood(subject, n) for subject in study.subjects]
     trips = [
-        Inversion(subject, min(s.images(steps) // 4, TEST_IMAGES), steps)
+        Inversion(subject, min(s.images(steps) // 4, TEST_IMAGES), steps, is_short)
         for subject in study.subjects
         for steps in all_steps
+        for is_short in (False, True)
     ]
     results = measure([*bounds, *trips], study)
     if not study.process.is_first:
@@ -284,30 +292,45 @@ def bin_edges(bound: float) -> Tensor:
 
 @dataclass(frozen=True)
 class Inversion:
-    """The errors of n test images after encoding and decoding them in a number of steps."""
+    """The errors of n test images after encoding and decoding them in a number of steps.
+
+    A short trip turns round before nearly pure noise: it leaves out log-SNRs below SHORT_TRIP.
+    """
 
     subject: Subject
     n: int
     steps: int
+    is_short: bool = False
 
     columns: ClassVar = ("error", "error, uint8")
 
     @property
     def calls(self) -> int:
         """The number of calls of the network, per image."""
-        return 2 * self.steps
+        return 2 * len(self.scheduler.timesteps)
 
     @property
     def name(self) -> str:
-        return f"{self.subject.sha256[:12]}-inversion-{self.steps}steps-n{self.n}"
+        kind = "short-inversion" if self.is_short else "inversion"
+        return f"{self.subject.sha256[:12]}-{kind}-{self.steps}steps-n{self.n}"
+
+    @property
+    def scheduler(self) -> DDPMScheduler:
+        """The scheduler of the trip. It does not clip."""
+        scheduler = DDPMScheduler(**self.subject.contents["scheduler"] | {"clip_sample": False})
+        scheduler.set_timesteps(self.steps)
+        if self.is_short:
+            is_visited = timesteps_in_range(scheduler, SHORT_TRIP, math.inf)
+            is_visited[scheduler.timesteps[-1]] = True  # one is left, whatever the schedule
+            visited = scheduler.timesteps[is_visited[scheduler.timesteps]]
+            scheduler.set_timesteps(timesteps=visited)
+        return scheduler
 
     def measure(
         self, images: Tensor, places: Tensor, device: torch.device, progress: Progress
     ) -> Tensor:
         """Return the columns of the images at these places among the n, (B, columns) float64."""
-        config = self.subject.contents["scheduler"] | {"clip_sample": False}
-        scheduler = DDPMScheduler(**config)
-        scheduler.set_timesteps(self.steps)
+        scheduler = self.scheduler
         pixels = images[choose_images(self.n)[places]].to(device)
         x0 = to_model_range(pixels, scheduler.config.clip_sample_range)
 
@@ -466,9 +489,17 @@ def inversion_table(
         ["the paper, CIFAR-10", *(f"{1e4 * PAPER[steps]:g}" for steps in all_steps)],
     ]
     for label, name in names.items():
-        for column, suffix in zip(Inversion.columns, ("", ", uint8"), strict=True):
-            mine = [r for t, r in zip(trips, results, strict=True) if t.subject.label == label]
-            rows.append([name + suffix, *(readable(estimate(1e4 * r[column])) for r in mine)])
+        mine = [(t, r) for t, r in zip(trips, results, strict=True) if t.subject.label == label]
+        whole, short = (
+            [r for t, r in mine if t.is_short == is_short] for is_short in (False, True)
+        )
+        plain, rounded = Inversion.columns
+        rows += [
+            [f"{name}, mean", *(readable(estimate(1e4 * r[plain])) for r in whole)],
+            [f"{name}, median", *(f"{1e4 * r[plain].median():.3g}" for r in whole)],
+            [f"{name}, uint8", *(readable(estimate(1e4 * r[rounded])) for r in whole)],
+            [f"{name}, short", *(readable(estimate(1e4 * r[plain])) for r in short)],
+        ]
     return markdown_table(["error × 10⁴, by steps", *all_steps], rows)
 
 

@@ -400,6 +400,20 @@ def test_the_round_trip_of_a_linear_network_is_known(prediction_type):
     torch.testing.assert_close(x_T, likelihood.encode(gaussian_denoiser(other), other, X0))
 
 
+def test_a_short_trip_leaves_out_nearly_pure_noise():
+    subject = subject_of(gaussian_denoiser(scheduler_of()))
+    whole, short = (Inversion(subject, 8, 10, is_short).scheduler for is_short in (False, True))
+    left_out = whole.timesteps[~torch.isin(whole.timesteps, short.timesteps)]
+    log_snr = torch.logit(whole.alphas_cumprod, eps=1e-30)
+    assert (
+        len(left_out) and (log_snr[left_out] <= -6).all() and (log_snr[short.timesteps] > -6).all()
+    )
+    assert Inversion(subject, 8, 10, True).calls == 2 * len(short.timesteps) < 20
+    assert Inversion(subject, 8, 10, True).name != Inversion(subject, 8, 10).name
+    noisy = subject_of(gaussian_denoiser(scheduler_of()), trained_betas=[0.9999] * 20)
+    assert Inversion(noisy, 8, 10, True).scheduler.timesteps.tolist() == [1]
+
+
 def test_the_error_of_the_inversion_falls_with_the_length_of_the_steps():
     """Euler's method is of first order: twice the steps, a quarter of the squared error."""
 
@@ -599,7 +613,8 @@ def test_the_experiment_has_its_tables_and_its_figure(study):
     assert trips[0] == ["error × 10⁴, by steps", "10", "20"]
     assert trips[2] == ["*n*", "*2*", "*2*"]
     assert trips[3] == ["the paper, CIFAR-10", "140", "65"]
-    assert [row[0] for row in trips[4:]] == ["v", "v, uint8", "ε", "ε, uint8"]
+    rows = ["mean", "median", "uint8", "short"]
+    assert [row[0] for row in trips[4:]] == [f"{name}, {row}" for name in "vε" for row in rows]
 
 
 def test_it_asks_for_what_the_settings_say(study, monkeypatch):
@@ -610,8 +625,10 @@ def test_it_asks_for_what_the_settings_say(study, monkeypatch):
     assert likelihood.run(study) == {}
     bounds = [m for m in asked if isinstance(m, Likelihood)]
     assert [(m.subject.label, m.n) for m in bounds] == [("a", 2000), ("b", 2000)]
-    trips = [(m.steps, m.n) for m in asked if isinstance(m, Inversion) and m.subject.label == "a"]
-    assert trips == [(10, 250), (20, 250), (50, 250), (100, 250), (200, 250)]
+    trips = [m for m in asked if isinstance(m, Inversion) and m.subject.label == "a"]
+    wanted = [(10, 250), (20, 250), (50, 250), (100, 250), (200, 250)]
+    for is_short in (False, True):
+        assert [(m.steps, m.n) for m in trips if m.is_short == is_short] == wanted
     study.settings = replace(study.settings, steps=(1, 1000), n=20_000)
     asked.clear()
     likelihood.run(study)
