@@ -145,12 +145,16 @@ def fill_in(args: argparse.Namespace, contents: dict) -> None:
     """
     timesteps, classes = contents.get("timesteps"), contents.get("classes", [])
     if timesteps is not None:  # a student: it knows one way to sample
-        wrong = (args.steps or len(timesteps)) != len(timesteps) and f"--steps {args.steps}"
-        wrong = wrong or (args.sampler != "ddim" and f"--sampler {args.sampler}")
-        wrong = wrong or (args.spacing and f"--spacing {args.spacing}")
+        wrong = []
+        if args.steps not in (None, len(timesteps)):
+            wrong.append(f"--steps {args.steps}")
+        if args.sampler != "ddim":
+            wrong.append(f"--sampler {args.sampler}")
+        if args.spacing:
+            wrong.append(f"--spacing {args.spacing}")
         if wrong:
             raise UserError(
-                f"{wrong} does not suit {args.ckpt}, a student of {len(timesteps)} "
+                f"{wrong[0]} does not suit {args.ckpt}, a student of {len(timesteps)} "
                 f"step{'s' if len(timesteps) > 1 else ''} for --sampler ddim: leave it out"
             )
         args.steps = len(timesteps)
@@ -163,8 +167,8 @@ def fill_in(args: argparse.Namespace, contents: dict) -> None:
     if args.label == ["none"] and args.guidance_scale != 1:
         raise UserError("--guidance-scale needs a label: leave out --label none")
     args.label_name = "" if args.label is None else f"-label{'-'.join(args.label)}"
-    args.label = class_numbers(args.label, classes)
-    columns = len(args.label) if len(args.label) > 1 else 8
+    args.label_numbers = class_numbers(args.label, classes)
+    columns = len(args.label_numbers) if len(args.label_numbers) > 1 else 8
     args.nrow_name = f"-nrow{args.nrow}" if args.nrow else ""
     args.nrow = args.nrow or columns
     args.n = args.n or 8 * columns
@@ -205,7 +209,7 @@ class Sampler:
         self.shape = tuple(contents["image_shape"])
         self.device, self.seed = process.device, args.seed
         self.step_arguments = {"eta": args.eta} if SAMPLERS[args.sampler] else {}
-        self.labels = torch.tensor(args.label, device=process.device)
+        self.labels = torch.tensor(args.label_numbers, device=process.device)
         self.guidance_scale = args.guidance_scale
         config = contents["scheduler"]
         if args.spacing:
@@ -299,74 +303,106 @@ def write_images(
     Returns:
         What was written, one line per kind of file.
     """
-    from lab.pictures import save_grid, save_png, to_pil
-
-    import numpy as np
-    import torch
-
-    C, H, W = sampler.shape
-    row_shape = (H, W) if C == 1 else (H, W, C)
-    row_bytes = math.prod(row_shape)
-    png_dir = Path(args.save_png) if args.save_png else None
-    batch_size = args.batch_size or (4096 if sampler.device.type == "cuda" else 256)
+    check_room(args, out, math.prod(sampler.shape))
     array = Path(os.path.realpath(out.with_suffix(".npy")))
-    check_room(args, out, png_dir, row_bytes)
     part = process.agree(temporary_beside(array))  # a different name for each run
     try:
         if process.is_first:
-            with open(part, "wb") as file:
-                header = {"descr": "|u1", "fortran_order": False, "shape": (args.n, *row_shape)}
-                np.lib.format.write_array_header_1_0(file, header)
+            write_header(part, args.n, sampler.shape)
         process.barrier()
-        mine = process.share(args.n)
-        with open(part, "r+b") as file, progress_bar(len(mine), args, out, process) as bar:
-            np.lib.format.read_magic(file)
-            np.lib.format.read_array_header_1_0(file)
-            first_byte = file.tell()
-            for first in range(mine.start, mine.stop, batch_size):
-                indices = range(first, min(first + batch_size, mine.stop))
-                images = sampler(indices, lambda _t, x_t, _x0: bar.advance(len(x_t)))
-                rows = images.permute(0, 2, 3, 1).reshape(-1, *row_shape)
-                file.seek(first_byte + first * row_bytes)
-                file.write(rows.numpy().tobytes())
-                if png_dir:
-                    for i, image in zip(indices, images, strict=True):
-                        save_png(png_dir / f"{i:06d}.png", to_pil(image))
-            file.flush()
-            os.fsync(file.fileno())
+        write_rows(part, sampler, args, out, process)
         process.barrier()
-        if not process.is_first:
-            return []
-        shown = min(args.n, GRID_IMAGES)
-        with open(part, "rb") as file:
-            file.seek(first_byte)
-            pixels = np.frombuffer(file.read(shown * row_bytes), np.uint8)
-        grid = torch.tensor(pixels).view(shown, H, W, C).permute(0, 3, 1, 2)
-        written = [f"grid    {out}" + (f" (the first {shown})" if shown < args.n else "")]
-        if args.save_npy:  # before the grid: it is not lost if the grid cannot be written
-            put_in_place(part, array)
-            written.append(f"array   {out.with_suffix('.npy')} {(args.n, *row_shape)} uint8")
-            if len(sampler.labels):
-                buffer = io.BytesIO()
-                np.save(buffer, sampler.labels_of(torch.arange(args.n)).cpu().numpy())
-                labels = out.with_name(f"{out.stem}-labels.npy")
-                write_atomically(labels, buffer.getvalue())
-                written.append(f"labels  {labels}")
-        save_grid(out, grid, min(args.nrow, shown))
-        if png_dir:
-            written.append(f"images  {png_dir}/ ({args.n} files)")
-        return written
+        return put_files(part, array, sampler, args, out) if process.is_first else []
     finally:
         if process.is_first:
             part.unlink(missing_ok=True)
 
 
-def check_room(args: argparse.Namespace, out: Path, png_dir: Path | None, row_bytes: int) -> None:
-    """Make the folders of the output.
+def write_header(part: Path, n: int, shape: tuple[int, ...]) -> None:
+    """Begin the .npy file of n images (C, H, W): (n, H, W), or (n, H, W, C) in colour."""
+    import numpy as np
+
+    C, H, W = shape
+    with open(part, "wb") as file:
+        array_shape = (n, H, W) if C == 1 else (n, H, W, C)
+        header = {"descr": "|u1", "fortran_order": False, "shape": array_shape}
+        np.lib.format.write_array_header_1_0(file, header)
+
+
+def skip_header(file: io.BufferedIOBase) -> int:
+    """Move to the first byte of the array in a .npy file, and return where it is."""
+    import numpy as np
+
+    np.lib.format.read_magic(file)
+    np.lib.format.read_array_header_1_0(file)
+    return file.tell()
+
+
+def write_rows(
+    part: Path, sampler: Sampler, args: argparse.Namespace, out: Path, process: "Process"
+) -> None:
+    """Sample the images of this process, and write them to their rows and to --save-png."""
+    from lab.pictures import save_png, to_pil
+
+    mine, row_bytes = process.share(args.n), math.prod(sampler.shape)
+    batch_size = args.batch_size or (4096 if sampler.device.type == "cuda" else 256)
+    with open(part, "r+b") as file, progress_bar(len(mine), args, out, process) as bar:
+        first_byte = skip_header(file)
+        for first in range(mine.start, mine.stop, batch_size):
+            indices = range(first, min(first + batch_size, mine.stop))
+            images = sampler(indices, lambda _t, x_t, _x0: bar.advance(len(x_t)))
+            file.seek(first_byte + first * row_bytes)
+            file.write(images.permute(0, 2, 3, 1).numpy().tobytes())
+            if args.save_png:
+                for i, image in zip(indices, images, strict=True):
+                    save_png(Path(args.save_png) / f"{i:06d}.png", to_pil(image))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def put_files(
+    part: Path, array: Path, sampler: Sampler, args: argparse.Namespace, out: Path
+) -> list[str]:
+    """Draw the grid of the finished array, and put the files that were asked for in place.
+
+    Returns:
+        As `write_images`.
+    """
+    from lab.pictures import save_grid
+
+    import numpy as np
+    import torch
+
+    C, H, W = sampler.shape
+    shown = min(args.n, GRID_IMAGES)
+    with open(part, "rb") as file:
+        skip_header(file)
+        pixels = np.frombuffer(file.read(shown * C * H * W), np.uint8)
+    written = [f"grid    {out}" + (f" (the first {shown})" if shown < args.n else "")]
+    if args.save_npy:  # before the grid: it is not lost if the grid cannot be written
+        put_in_place(part, array)
+        shape = (args.n, H, W) if C == 1 else (args.n, H, W, C)
+        written.append(f"array   {out.with_suffix('.npy')} {shape} uint8")
+        if len(sampler.labels):
+            buffer = io.BytesIO()
+            np.save(buffer, sampler.labels_of(torch.arange(args.n)).cpu().numpy())
+            labels = out.with_name(f"{out.stem}-labels.npy")
+            write_atomically(labels, buffer.getvalue())
+            written.append(f"labels  {labels}")
+    grid = torch.tensor(pixels).view(shown, H, W, C).permute(0, 3, 1, 2)
+    save_grid(out, grid, min(args.nrow, shown))
+    if args.save_png:
+        written.append(f"images  {Path(args.save_png)}/ ({args.n} files)")
+    return written
+
+
+def check_room(args: argparse.Namespace, out: Path, row_bytes: int) -> None:
+    """Make the folders of the output, and check that the files can be written there.
 
     Raises:
         UserError: the images do not fit on the disk, or would mix with those of another run.
     """
+    png_dir = Path(args.save_png) if args.save_png else None
     for folder in filter(None, (out.parent, png_dir)):
         folder.mkdir(parents=True, exist_ok=True)
     endings = [".npy", "-labels.npy"] if args.save_npy else []

@@ -39,8 +39,9 @@ sample can be expected to score better. Its novelty is that of test images, beca
 image is its own nearest one. Everything runs on the CPU, and every subset is drawn from a fixed
 seed: a score depends on the samples alone.
 
-To add a measure x: compute x and its error x_se in `_fidelity` (from features) or `_novelty` (from
-pixels), describe it in `score`, and give it a row in `format_table`.
+To add a measure x: compute x and its error x_se in `_fidelity` (from features), `_grain` (from
+pixels) or `_novelty` (from distances to training images), describe it in `score`, and give it a row
+in `format_table`.
 """
 
 import argparse
@@ -392,7 +393,7 @@ def _grain(images: Tensor) -> dict:
 def _novelty(
     distances: Tensor, labels: Tensor, weights: str | Path, data_dir: str | Path
 ) -> tuple[dict, Tensor]:
-    """Return the last six entries of a score, and the distances relative to test images."""
+    """Return nearest, novelty and copies of a score, and the distances relative to test images."""
     test_distances, test_labels, _ = _test_distances(weights, data_dir)
     by_digit = [test_distances[test_labels == digit] for digit in range(NO_DIGIT)]
     if not all(map(len, by_digit)):

@@ -10,11 +10,11 @@ arXiv:2010.02502). Timesteps are 0-based, t = 0 .. T-1. The clean image is t = -
     posterior   q(x_{t-1} | x_t, x_0) = N(mu~_t, beta~_t I)                            DDPM eq. 6-7
     v-target    v = sqrt(abar_t) eps - sqrt(1 - abar_t) x_0        Salimans & Ho 2022, section 4
 
-Conventions. Samples are float tensors of any shape (B, ...), scaled to [-1, 1]. Noise and model
-outputs have the shape of the samples. Tables are computed in float64. A step multiplies by Python
-floats that are read from the tables, so it is a few elementwise operations on the sample's device
-and never waits for the device. float16 and bfloat16 samples are stepped in float32 and returned in
-their own dtype.
+Conventions. Samples are float tensors of any shape (B, ...), scaled to [-1, 1] or, if black and
+white are pushed out, to +-clip_sample_range. Noise and model outputs have the shape of the samples.
+Tables are computed in float64. A step multiplies by Python floats that are read from the tables, so
+it is a few elementwise operations on the sample's device and never waits for the device. float16
+and bfloat16 samples are stepped in float32 and returned in their own dtype.
 
 Names and semantics follow diffusers, with four deliberate differences. The previous timestep is
 the one that really comes next in `timesteps`; diffusers assumes t - T // S. The default spacing is
@@ -25,8 +25,8 @@ A schedule must end in nearly pure noise, because sampling starts there. linear,
 sigmoid betas are made for T = 1000. With T = 100 the last abar is still 0.36 (scaled_linear: 0.48):
 then use the cosine schedule or `rescale_betas_zero_snr`.
 
-To add a noise schedule, edit `make_betas` and BETA_SCHEDULES. To add a sampler, write a subclass of
-DDPMScheduler with its own `step`, and add it to SAMPLERS at the end of this file and of infer.py.
+To add a noise schedule, edit `make_betas` and BETA_SCHEDULES. To add a sampler, write a subclass
+with its own `step`, and add it to SAMPLERS here and in infer.py (study: LINES in samplers.py).
 
     scheduler = DDIMScheduler(beta_schedule="cosine", prediction_type="v_prediction")
     scheduler.set_timesteps(50)
@@ -406,7 +406,7 @@ class DDPMScheduler:
         """Return sqrt(abar_t) and sqrt(1 - abar_t), shaped to broadcast against (B, ...)."""
         _check_same_shape("noise", noise, "the samples", x0)
         if not x0.is_floating_point():
-            raise ValueError(f"the samples must be floats, scaled to [-1, 1], not {x0.dtype}")
+            raise ValueError(f"the samples must be floats, not {x0.dtype}")
         t = torch.as_tensor(_plain(timesteps))
         if t.is_floating_point() or t.dtype == torch.bool:
             raise ValueError(f"timesteps must be integers, not {t.dtype}")
@@ -639,7 +639,7 @@ class DPMSolverMultistepScheduler(DDIMScheduler):
     ) -> SchedulerOutput:
         """Return x_{t-k} from x_t and the predictions of this and the last step.
 
-        Args: those of `DDIMScheduler.step`.
+        Args: those of `DDIMScheduler.step`, but for use_clipped_model_output, which is always on.
 
         Returns:
             pred_original_sample is D, which is not extrapolated.

@@ -21,7 +21,7 @@ from pathlib import Path
 from lab.data import load_dataset
 from lab.pictures import new_figure, save_figure
 
-from experiments.common import HEADLINE, Study
+from experiments.common import HEADLINE, LONG, Study
 from experiments.denoiser import EXACT, exact_subject
 from experiments.estimates import Results, short_names
 from experiments.figures import draw_estimates
@@ -32,13 +32,11 @@ TITLE = "The exact denoiser: the steps' error alone"
 TABLES = ("exact", "exact-copies")
 FIGURES = {"exact.png": "Fréchet distance of the exact denoiser and of the networks against steps"}
 
-MOST_STEPS = 20  # it reads all training images in every step, so more would take long
-
 
 def run(study: Study) -> dict[str, str]:
     """Draw the figure and return the tables."""
     s, device = study.settings, study.process.device
-    steps = [n for n in s.steps if n <= MOST_STEPS]
+    steps = [n for n in s.steps if n <= LONG]  # every step reads all training images
     networks = study.grid()
     if not steps:
         return {}

@@ -207,7 +207,7 @@ def draw_samplers(
 ) -> None:
     """Draw the Fréchet distance against steps: a panel for each model, a line for each sampler."""
     figure, axes = new_figure(1, len(measured), 4.6 * len(measured), 4.2)
-    colours = eta_colours((0.0, 0.3, 1.0))
+    colours = eta_colours(sorted({line.eta for line in LINES.values()}))
     for ax, (label, distances) in zip(axes[0], measured.items(), strict=True):
         for name, line in LINES.items():
             calls = sorted(k for n, k in distances if n == name)

@@ -1,4 +1,4 @@
-"""One process or several (torchrun): the only place that knows about ranks."""
+"""One process or several (torchrun), and what they do together."""
 
 import contextlib
 import os
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 class Process:
     """Device, world size and rank of this process.
 
-    Every method is a no-op in a lone process. In several processes all of them must call it.
+    `barrier`, `agree`, `any` and `sum` do nothing in a lone process. If there are several, all of
+    them must call the method.
     """
 
     device: torch.device

@@ -44,7 +44,7 @@ def train(
     """Train until the run ends or a signal stops it.
 
     Args:
-        args: the options of `add_options`.
+        args: the options of `add_options`, and `resume` and `keep`.
         options: what the state keeps of them.
         held_out: images and labels for the validation loss.
 
@@ -168,7 +168,7 @@ def preview(run: Run, path: Path) -> None:
     scheduler.set_timesteps(**timesteps)
     classes = run.ema.config["num_classes"]
     indices = torch.arange(8 * (classes or 8), device=run.images.device)
-    model = guided(run.ema, indices % classes) if classes else run.ema
+    model = guided(run.ema, indices % classes) if classes else run.ema  # labels, no guidance
     shape = tuple(run.images.shape[1:])
     x = sample(model, scheduler, indices, shape, seed=run.recipe.seed, eta=eta)
     try:
@@ -216,7 +216,8 @@ def start(
 
     Args:
         make_run: returns a new run on these images (N, C, H, W) uint8 and labels (N,).
-        args: the options of `add_options`, `batch_size`, `dataset` and `resume`.
+        args: the options of `add_options`, and `batch_size`, `dataset`, `resume`, `keep` and
+            perhaps `minutes`.
         options: what the state keeps of them.
         state: of the run to go on with, or None.
         notes: for the user.

@@ -355,8 +355,9 @@ class Training(Run):
         num_classes = len(CLASSES[recipe.dataset]) if recipe.labels else 0
         model = UNet(images.shape[1], recipe.channels, num_classes=num_classes)
         # The length of a --minutes run is a first guess, see `fit_to_the_clock`.
-        epochs = (recipe.epochs or 1000) * (len(images) // recipe.batch_size)
-        super().__init__(recipe, images, labels, scheduler, model, recipe.steps or epochs)
+        steps_per_epoch = len(images) // recipe.batch_size
+        steps = recipe.steps or (recipe.epochs or 1000) * steps_per_epoch
+        super().__init__(recipe, images, labels, scheduler, model, steps)
         abar, prediction_type = scheduler.alphas_cumprod, scheduler.prediction_type
         self.cdf = timestep_cdf(abar, recipe.density, recipe.low_noise).float().to(images.device)
         self.loss_weights = loss_weights(abar, prediction_type, recipe.max_weight)
