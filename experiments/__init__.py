@@ -8,12 +8,17 @@ and what it writes. It defines
     FIGURES    the files of its figures, and their captions
     run        Study -> the tables, as markdown, by their names; it also draws the figures
 
-and study.py lists it. `run` leaves out a table that the settings of the study do not allow.
+and study.py lists it in EXPERIMENTS (and in NOT_QUICK, if `--quick` should leave it out). `run`
+leaves out a table that the settings of the study do not allow. Under torchrun every process calls
+`run`: all of them must call `study.grid` and `study.measure`, and only the first one gets results.
+A table goes into STUDY.md between `<!-- table NAME -->` and `<!-- end -->`: add this place by hand
+(only a new STUDY.md is made with the places of all tables).
 
     keys.py        what kept results depend on
     estimates.py   estimates with errors, and the rows of a grid by setting
     tables.py      tables in markdown, and the markers in STUDY.md
     figures.py     what several figures share
+    duels.py       two settings side by side, with z
     grid.py        cells: sampling, scoring, and what is kept of them
     variances.py   two further samplers: the large and the optimal variance of DDPM
     trainings.py   the study's own trainings
