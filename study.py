@@ -287,7 +287,8 @@ def check_neighbours(study: Study, experiments: Sequence[str]) -> None:
         for subject in study.subjects if name in experiments else ():
             load_relatives(subject, ending, study.process.device)
     if "guidance" in experiments:
-        guidance.load_labelled(study)
+        for labelled in guidance.load_labelled(study):
+            load_relatives(labelled, STUDENTS, study.process.device)
 
 
 def is_newer(path: Path, began: float) -> bool:

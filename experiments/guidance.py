@@ -1,4 +1,4 @@
-"""What does guidance gain, and what does it cost?
+"""What does guidance gain, and what does it cost? Do labels help a network to sample in few steps?
 
 A model trained with labels is asked for the digits 0, 1, ..., 9 in turn, at several guidance scales
 (see `guided` in diffusion.py). Scale 1 is no guidance. The first row of each η is the same network
@@ -6,9 +6,11 @@ without a label. Agreement is the share of images that the classifier reads as t
 ± is the standard error.
 
 The checkpoint is the one named after a checkpoint of the study: mnist-v-labels.pt beside
-mnist-v.pt.
+mnist-v.pt. A second table has the same network and its students (mnist-v-labels-4steps.pt, see
+distill.py) in few steps of DDIM, at η = 0 and scale 1.
 
-Writes one table per checkpoint; guidance.png; and guided-digits.png, the same noise at some scales.
+Writes both tables for each checkpoint; guidance.png; and guided-digits.png, the same noise at some
+scales.
 """
 
 import hashlib
@@ -22,13 +24,20 @@ from lab.pictures import new_figure, save_figure
 from torch import Tensor
 
 from experiments.common import Study
-from experiments.estimates import Estimate
+from experiments.estimates import Estimate, Results, estimate
 from experiments.figures import draw_estimates, draw_panels, eta_colours
-from experiments.grid import NETWORK, Subject, load_subjects, make_cells
+from experiments.grid import (
+    NETWORK,
+    STUDENTS,
+    Subject,
+    load_relatives,
+    load_subjects,
+    make_cells,
+)
 from experiments.tables import captioned, markdown_table, with_se
 
 TITLE = "Guidance"
-TABLES = ("guidance",)
+TABLES = ("guidance", "labelled-students")
 FIGURES = {
     "guidance.png": "Fréchet distance, precision, recall and agreement against the scale",
     "guided-digits.png": "The same noise at several guidance scales",
@@ -51,16 +60,20 @@ Figures = dict[tuple[float, str], dict[str, Estimate]]  # by eta and row, then b
 
 
 def run(study: Study) -> dict[str, str]:
-    """Draw the figure and return the table; nothing if there is no checkpoint with labels."""
-    blocks, panels = {}, {}
+    """Draw the figures and return the tables; nothing if there is no checkpoint with labels."""
+    blocks, students, panels = {}, {}, {}
     for labelled in load_labelled(study):
         blocks[labelled.title] = measure(study, labelled, panels)
+        students[labelled.title] = measure_students(study, labelled)
     if not study.process.is_first or not blocks:
         return {}
     draw_guidance(blocks, study.out / "guidance.png")
     draw_panels(panels, 2 * len(DIGITS), 6, 0.6, study.out / "guided-digits.png")
-    tables = [captioned(title, guidance_table(figures)) for title, figures in blocks.items()]
-    return {"guidance": "\n\n".join(tables)}
+    tables = {
+        "guidance": [captioned(title, guidance_table(f)) for title, f in blocks.items()],
+        "labelled-students": [captioned(t, students_table(r)) for t, r in students.items() if r],
+    }
+    return {name: "\n\n".join(parts) for name, parts in tables.items() if parts}
 
 
 def load_labelled(study: Study) -> list[Subject]:
@@ -103,6 +116,24 @@ def measure(study: Study, labelled: Subject, panels: dict[tuple[str, str], Tenso
     return figures
 
 
+def measure_students(study: Study, labelled: Subject) -> dict[str, Results]:
+    """Return the results of a network with labels and of its students, in few steps at η = 0.
+
+    There are none if it has no students. All processes must call this.
+    """
+    s = study.settings
+    students = load_relatives(labelled, STUDENTS, study.process.device)
+    families = {
+        "the model": {k: asking(labelled, 1.0) for k in s.calls},
+        "its students": {k: asking(one, 1.0) for k, one in students.items() if k in s.calls},
+    }
+    measured = {}
+    for name, family in families.items() if students else ():
+        cells = [c for k, one in family.items() for c in make_cells([one], [k], [0.0], s.images)]
+        measured[name] = study.measure(cells, list(family.values()))
+    return measured
+
+
 def asking(labelled: Subject, scale: float) -> Subject:
     """Return the network as it is asked for all digits in turn, with this guidance scale."""
     return replace(
@@ -125,6 +156,21 @@ def guidance_table(figures: Figures) -> str:
         for (eta, row), measured in sorted(figures.items(), key=lambda item: item[0][0])
     ]
     return markdown_table(["", *MEASURES], rows)
+
+
+def students_table(measured: Mapping[str, Results]) -> str:
+    """Return Fréchet distance and agreement: one row per family, one column per number of steps."""
+    steps = sorted({k for results in measured.values() for k in results.steps})
+    rows = []
+    for measure_name in ("frechet", "agreement"):
+        for family, results in measured.items():
+            at = {row["steps"]: row for row in results.rows}
+            texts = [
+                with_se(estimate([at[k]], measure_name), MEASURES[measure_name]) if k in at else "–"
+                for k in steps
+            ]
+            rows.append([f"{family}: {measure_name}", *texts])
+    return markdown_table(["steps", *steps], rows)
 
 
 def draw_guidance(blocks: Mapping[str, Figures], path: Path) -> None:

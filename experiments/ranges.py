@@ -2,7 +2,8 @@
 
 The exact denoiser (see denoiser.py) takes the place of the network in one range of log-SNR at a
 time. Then the two change roles. The log-SNR, log(ᾱ / (1 − ᾱ)), rises while an image is made, so the
-ranges are in the order in which sampling passes them. ± is the standard error.
+ranges are in the order in which sampling passes them. All cells of mixtures have seed 0, and so
+the same noise. ± is the standard error.
 
 Two papers compare deterministic sampling (an ODE, η = 0) with noisy sampling (an SDE, like η = 1).
 Cao et al. 2023 (arXiv:2306.02063) find that noise helps against an error made early, and that
@@ -52,9 +53,9 @@ def run(study: Study) -> dict[str, str]:
         steps = [min(STEPS, subject.num_train_timesteps)]
         pairs = [(subject, exact), (exact, subject)]
         mixed = [mixed_subject(*pair, *bounds) for bounds in RANGES for pair in pairs]
-        models = [*pairs[0], *mixed]
-        cells = make_cells(models, steps, etas, s.images, s.repetitions)
-        results = study.measure(cells, models)
+        cells = make_cells(pairs[0], steps, etas, s.images, s.repetitions)
+        cells += make_cells(mixed, steps, etas, lambda _: s.n)
+        results = study.measure(cells, [*pairs[0], *mixed])
         if study.process.is_first:
             blocks.append(ranges_table(results, subject))
     return {"ranges": "\n\n".join(blocks)} if blocks else {}

@@ -385,7 +385,7 @@ def test_ranges_has_both_directions_and_everywhere(study):
     )
     assert table[-1][2:] == ["50.0 ± 0.4", "59.0 ± 0.4", "53.0 ± 0.4", "62.0 ± 0.4"]
     first = 50 + len("net, exact at log-SNR -inf to -3")
-    assert table[0][2] == f"{first:.1f} ± 0.4"
+    assert table[0][2] == f"{first:.1f} ± 0.5"
 
 
 def test_ranges_asks_for_its_cells(study):
@@ -393,8 +393,8 @@ def test_ranges_asks_for_its_cells(study):
     cells = list(study.rows)
     assert {(c.steps, c.n) for c in cells} == {(20, 100)} and {c.eta for c in cells} == {0.0, 1.0}
     mixed = [c for c in cells if " at log-SNR " in c.model]
-    assert len(mixed) == len({c.name for c in mixed}) == 2 * 2 * 5 * 2 * 2
-    assert {c.seed for c in mixed} == {0, 1}
+    assert len(mixed) == len({c.name for c in mixed}) == 2 * 2 * 5 * 2
+    assert {c.seed for c in mixed} == {0}
     # exact, net and eps with both seeds: exact is the same for both networks
     assert len(cells) - len(mixed) == 3 * 2 * 2
 

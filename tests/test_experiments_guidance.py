@@ -68,6 +68,30 @@ def test_the_table_has_a_row_per_scale_and_eta(study):
     assert len({cell.sha256 for cell in study.rows}) == 6 == len({c.model for c in study.rows})
 
 
+def test_the_students_stand_below_their_teacher(study, monkeypatch):
+    students = {k: replace(LABELLED, label=f"net-labels-{k}steps") for k in (4, 16)}
+    monkeypatch.setattr(guidance, "load_relatives", lambda *_: students)
+    study.settings = replace(study.settings, calls=(1, 4))
+    assert guidance.run(study)["labelled-students"].splitlines() == [
+        "**v-prediction (net-labels)**",
+        "",
+        "| steps | 1 | 4 |",
+        "| --- | ---: | ---: |",
+        "| the model: frechet | 5.0 ± 0.5 | 5.0 ± 0.5 |",
+        "| its students: frechet | – | 5.0 ± 0.5 |",
+        "| the model: agreement | 0.900 ± 0.010 | 0.900 ± 0.010 |",
+        "| its students: agreement | – | 0.900 ± 0.010 |",
+    ]
+    names = {cell.model for cell in study.rows if cell.steps in (1, 4)}
+    assert names == {"net-labels, scale 1", "net-labels-4steps, scale 1"}
+
+
+def test_without_students_there_is_no_table_of_them(study, monkeypatch):
+    monkeypatch.setattr(guidance, "load_relatives", lambda *_: {})
+    assert guidance.run(study).keys() == {"guidance"}
+    assert {cell.steps for cell in study.rows} == {20}
+
+
 def test_without_a_checkpoint_with_labels_there_is_no_table(study):
     study.subjects = study.subjects[1:]
     assert guidance.run(study) == {} == study.rows

@@ -218,7 +218,7 @@ def replay(tmp_path, monkeypatch, data_dir):
                 found[number] = replace(subject, label=label, sha256=sha256, contents=contents)
         return dict(sorted(found.items()))
 
-    for module in (samplers, length):
+    for module in (samplers, length, guidance):
         monkeypatch.setattr(module, "load_relatives", relatives)
     images = torch.zeros(3, 1, 28, 28, dtype=torch.uint8), torch.zeros(3, dtype=torch.int64)
     for module in (samplers, exact, ranges):
