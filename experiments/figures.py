@@ -1,6 +1,7 @@
 """What several figures share: the colour of each eta, estimates with bars, panels of images."""
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 
 from lab.pictures import make_grid, new_figure, save_figure
@@ -46,7 +47,8 @@ def draw_panels(
     """Draw a matrix of panels of images.
 
     Args:
-        panels: (N, 1, 28, 28) uint8 images by (row, column): the titles of the panel.
+        panels: (N, 1, 28, 28) uint8 images by (row, column): the titles of the panel. A place
+            without images stays empty.
         columns: images per row of a panel.
         width, height: of a panel, in inches.
         ticks: a label for each column of images.
@@ -54,15 +56,18 @@ def draw_panels(
     rows, titles = (list(dict.fromkeys(key[i] for key in panels)) for i in (0, 1))
     size = 0.6 + width * len(titles), 0.5 + height * len(rows)
     figure, axes = new_figure(len(rows), len(titles), *size)
-    for (row, title), images in panels.items():
-        i, j = rows.index(row), titles.index(title)
-        ax = axes[i, j]
-        ax.imshow(make_grid(images, columns)[0], cmap="gray", vmin=0, vmax=255)
+    for ax, (row, title) in zip(axes.flat, product(rows, titles), strict=True):
+        ax.set_ylabel(row if title == titles[0] else "")
+        ax.set_title(title if row == rows[0] else "", fontsize=9)
         ax.set_xticks([16 + 30 * k for k in range(len(ticks))], ticks, fontsize=7)
         ax.set_yticks([])
-        ax.set_ylabel(row if j == 0 else "")
-        ax.set_title(title if i == 0 else "", fontsize=9)
         ax.tick_params(length=0)
+        if (row, title) in panels:
+            pixels = make_grid(panels[row, title], columns)[0]
+            ax.imshow(pixels, cmap="gray", vmin=0, vmax=255)
+        else:
+            ax.set_xticks([])
+            ax.set_frame_on(False)
     if xlabel:
         figure.supxlabel(xlabel, fontsize=9)
     save_figure(figure, path)

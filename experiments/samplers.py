@@ -20,6 +20,7 @@ checkpoint and with its students.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from lab.data import load_dataset
@@ -193,12 +194,14 @@ def students_panels(
         students: of each checkpoint's label, by their number of steps.
     """
     s, panels = study.settings, {}
-    for subject in study.subjects:
-        for k, student in students[subject.label].items():
-            for column, one in (("", subject), (", students", student)) if k in s.calls else ():
+    calls = sorted({k for found in students.values() for k in found if k in s.calls})
+    for subject, k in product(study.subjects, calls):
+        name, row = study.names[subject.label], "1 step" if k == 1 else f"{k} steps"
+        pair = {name: subject, f"{name}, students": students[subject.label].get(k)}
+        for column, one in pair.items() if students[subject.label] else ():
+            if one is not None:
                 cell = make_cells([one], [k], [0.0], lambda _: s.n)[0]
-                key = "1 step" if k == 1 else f"{k} steps", study.names[subject.label] + column
-                panels[key] = study.images_of(cell)[:SHOWN]
+                panels[row, column] = study.images_of(cell)[:SHOWN]
     return panels
 
 

@@ -7,10 +7,10 @@ from lab.distributed import Process
 import pytest
 import torch
 
-from experiments import samplers
+from experiments import figures, samplers
 from experiments.common import Settings, Study
 from experiments.estimates import Estimate, Results
-from experiments.grid import Subject
+from experiments.grid import Subject, make_cells
 
 CONFIG = {"scheduler": {"prediction_type": "v_prediction"}}
 SUBJECTS = [Subject(label, f"{label}.pt", label * 64, None, CONFIG) for label in "ab"]
@@ -119,6 +119,28 @@ def test_the_same_noise_is_shown_with_the_checkpoint_and_its_students(study):
         ("2 steps", "a, students"): 0,
     }
     assert (study.out / "students.png").stat().st_size > 3000
+
+
+def test_models_with_different_students_share_the_rows_of_the_picture(study, monkeypatch):
+    """Rows ascend, and a place without a student stays empty."""
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, path: drawn.append(figure))
+    samplers.run(study)
+    a, b = study.subjects
+    students = {"a": {20: student_of(a, 20)}, "b": {2: student_of(b, 2)}}
+    for subject, k in ((a, 20), (b, 2)):
+        cells = make_cells([student_of(subject, k)], [k], [0.0], lambda _: 100)
+        study.measure(cells, [student_of(subject, k)])
+    panels = samplers.students_panels(study, students)
+    assert list(dict.fromkeys(row for row, _ in panels)) == ["2 steps", "20 steps"]
+    names = ["a", "a, students", "b", "b, students"]
+    assert [name for _, name in panels if name in names[:2]] == ["a", "a", "a, students"]
+    figures.draw_panels(panels, 10, 1, 1, study.out / "x.png")
+    axes = drawn[-1].axes
+    assert [ax.get_title() for ax in axes[:4]] == names
+    assert [ax.get_ylabel() for ax in axes[::4]] == ["2 steps", "20 steps"]
+    empty = [not ax.images and not ax.get_frame_on() for ax in axes]
+    assert empty == [False, True, False, False, False, False, False, True]
 
 
 def test_lines_that_are_one_sampler_are_named_once():
