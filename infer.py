@@ -6,7 +6,7 @@ few steps:         python infer.py --ckpt checkpoints/mnist-v.pt --steps 10 --sa
 a film:            python infer.py --ckpt checkpoints/mnist-v.pt --gif
 for metrics.py:    python infer.py --ckpt checkpoints/mnist-v.pt --n 2000 --save-npy
 the digit you want: python infer.py --ckpt v-labels.pt --label 7 --guidance-scale 2
-a student:         python infer.py --ckpt checkpoints/mnist-v-4steps.pt
+a student:         python infer.py --ckpt checkpoints/mnist-v-labels-1step.pt
 several processes: torchrun --nproc-per-node=2 -- infer.py --ckpt ... --n 50000 --save-npy
                    (without the -- torchrun would take --n as its own option)
 

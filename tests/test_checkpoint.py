@@ -88,6 +88,7 @@ SHIPPED = {  # prediction type, number of classes, number of steps of a student
     "mnist-v": ("v_prediction", 0, None),
     "mnist-eps": ("epsilon", 0, None),
     "mnist-v-labels": ("v_prediction", 10, None),
+    "mnist-v-labels-1step": ("v_prediction", 10, 1),
     "mnist-v-4steps": ("v_prediction", 0, 4),
     "mnist-v-1step": ("v_prediction", 0, 1),
 }
