@@ -308,7 +308,7 @@ def write_images(
     part = process.agree(temporary_beside(array))  # a different name for each run
     try:
         if process.is_first:
-            write_header(part, args.n, sampler.shape)
+            write_header(part, array_shape(args.n, sampler.shape))
         process.barrier()
         write_rows(part, sampler, args, out, process)
         process.barrier()
@@ -318,14 +318,18 @@ def write_images(
             part.unlink(missing_ok=True)
 
 
-def write_header(part: Path, n: int, shape: tuple[int, ...]) -> None:
-    """Begin the .npy file of n images (C, H, W): (n, H, W), or (n, H, W, C) in colour."""
+def array_shape(n: int, shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """Return the shape of the array of n images (C, H, W): (n, H, W), in colour (n, H, W, C)."""
+    C, H, W = shape
+    return (n, H, W) if C == 1 else (n, H, W, C)
+
+
+def write_header(part: Path, shape: tuple[int, ...]) -> None:
+    """Begin the .npy file of a uint8 array of this shape."""
     import numpy as np
 
-    C, H, W = shape
     with open(part, "wb") as file:
-        array_shape = (n, H, W) if C == 1 else (n, H, W, C)
-        header = {"descr": "|u1", "fortran_order": False, "shape": array_shape}
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
 
 
@@ -381,7 +385,7 @@ def put_files(
     written = [f"grid    {out}" + (f" (the first {shown})" if shown < args.n else "")]
     if args.save_npy:  # before the grid: it is not lost if the grid cannot be written
         put_in_place(part, array)
-        shape = (args.n, H, W) if C == 1 else (args.n, H, W, C)
+        shape = array_shape(args.n, sampler.shape)
         written.append(f"array   {out.with_suffix('.npy')} {shape} uint8")
         if len(sampler.labels):
             buffer = io.BytesIO()

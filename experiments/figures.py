@@ -59,15 +59,14 @@ def draw_panels(
     for ax, (row, title) in zip(axes.flat, product(rows, titles), strict=True):
         ax.set_ylabel(row if title == titles[0] else "")
         ax.set_title(title if row == rows[0] else "", fontsize=9)
-        ax.set_xticks([16 + 30 * k for k in range(len(ticks))], ticks, fontsize=7)
-        ax.set_yticks([])
         ax.tick_params(length=0)
-        if (row, title) in panels:
-            pixels = make_grid(panels[row, title], columns)[0]
-            ax.imshow(pixels, cmap="gray", vmin=0, vmax=255)
-        else:
+        ax.set_yticks([])
+        if (row, title) not in panels:
             ax.set_xticks([])
             ax.set_frame_on(False)
+            continue
+        ax.set_xticks([16 + 30 * k for k in range(len(ticks))], ticks, fontsize=7)
+        ax.imshow(make_grid(panels[row, title], columns)[0], cmap="gray", vmin=0, vmax=255)
     if xlabel:
         figure.supxlabel(xlabel, fontsize=9)
     save_figure(figure, path)

@@ -16,6 +16,7 @@ scales.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from lab.errors import UserError
@@ -119,16 +120,19 @@ def measure(study: Study, labelled: Subject, panels: dict[tuple[str, str], Tenso
 def measure_students(study: Study, labelled: Subject) -> dict[str, Results]:
     """Return the results of a network with labels and of its students, in few steps at η = 0.
 
-    There are none if it has no students. All processes must call this.
+    There are none if it has no students of these numbers of steps. All processes must call this.
     """
     s = study.settings
+    calls = [k for k in s.calls if k <= labelled.num_train_timesteps]
     students = load_relatives(labelled, STUDENTS, study.process.device)
     families = {
-        "the model": {k: asking(labelled, 1.0) for k in s.calls},
-        "its students": {k: asking(one, 1.0) for k, one in students.items() if k in s.calls},
+        "the model": {k: asking(labelled, 1.0) for k in calls},
+        "its students": {k: asking(one, 1.0) for k, one in students.items() if k in calls},
     }
+    if not all(families.values()):
+        return {}
     measured = {}
-    for name, family in families.items() if students else ():
+    for name, family in families.items():
         cells = [c for k, one in family.items() for c in make_cells([one], [k], [0.0], s.images)]
         measured[name] = study.measure(cells, list(family.values()))
     return measured
@@ -159,17 +163,12 @@ def guidance_table(figures: Figures) -> str:
 
 
 def students_table(measured: Mapping[str, Results]) -> str:
-    """Return Fréchet distance and agreement: one row per family, one column per number of steps."""
+    """Return Fréchet distance and agreement: a row for each family, a column for each length."""
     steps = sorted({k for results in measured.values() for k in results.steps})
     rows = []
-    for measure_name in ("frechet", "agreement"):
-        for family, results in measured.items():
-            at = {row["steps"]: row for row in results.rows}
-            texts = [
-                with_se(estimate([at[k]], measure_name), MEASURES[measure_name]) if k in at else "–"
-                for k in steps
-            ]
-            rows.append([f"{family}: {measure_name}", *texts])
+    for key, (family, results) in product(("frechet", "agreement"), measured.items()):
+        texts = {row["steps"]: with_se(estimate([row], key), MEASURES[key]) for row in results.rows}
+        rows.append([f"{family}: {key}", *(texts.get(k, "–") for k in steps)])
     return markdown_table(["steps", *steps], rows)
 
 

@@ -195,13 +195,15 @@ def students_panels(
     """
     s, panels = study.settings, {}
     calls = sorted({k for found in students.values() for k in found if k in s.calls})
-    for subject, k in product(study.subjects, calls):
+    teachers = [subject for subject in study.subjects if students[subject.label]]
+    for subject, k in product(teachers, calls):
         name, row = study.names[subject.label], "1 step" if k == 1 else f"{k} steps"
-        pair = {name: subject, f"{name}, students": students[subject.label].get(k)}
-        for column, one in pair.items() if students[subject.label] else ():
-            if one is not None:
-                cell = make_cells([one], [k], [0.0], lambda _: s.n)[0]
-                panels[row, column] = study.images_of(cell)[:SHOWN]
+        shown = {name: subject} if k <= subject.num_train_timesteps else {}
+        if k in students[subject.label]:
+            shown[f"{name}, students"] = students[subject.label][k]
+        for column, one in shown.items():
+            cell = make_cells([one], [k], [0.0], lambda _: s.n)[0]
+            panels[row, column] = study.images_of(cell)[:SHOWN]
     return panels
 
 

@@ -89,6 +89,8 @@ def test_the_students_stand_below_their_teacher(study, monkeypatch):
 def test_without_students_there_is_no_table_of_them(study, monkeypatch):
     monkeypatch.setattr(guidance, "load_relatives", lambda *_: {})
     assert guidance.run(study).keys() == {"guidance"}
+    monkeypatch.setattr(guidance, "load_relatives", lambda *_: {1: LABELLED})  # not among calls
+    assert guidance.run(study).keys() == {"guidance"}
     assert {cell.steps for cell in study.rows} == {20}
 
 
