@@ -163,7 +163,7 @@ def guidance_table(figures: Figures) -> str:
 
 
 def students_table(measured: Mapping[str, Results]) -> str:
-    """Return Fréchet distance and agreement: a row for each family, a column for each length."""
+    """Return Fréchet distance and agreement: rows are families, columns are step counts."""
     steps = sorted({k for results in measured.values() for k in results.steps})
     rows = []
     for key, (family, results) in product(("frechet", "agreement"), measured.items()):
