@@ -12,7 +12,8 @@ names the sections whose tables have changed: their text has to be read again. W
 it writes one without text.
 
 Samples and trainings are kept in the output folder, so a study that was stopped goes on where it
-was, and a wider grid only adds to it.
+was, and a wider grid only adds to it. One bar counts the network calls of all that is left to do;
+one call is for one image, and an image of a training counts as three.
 """
 
 import argparse
@@ -55,8 +56,8 @@ from experiments import (
     training,
     why_v,
 )
-from experiments.common import HEADLINE, LONG, Settings, Study
-from experiments.grid import SNAPSHOTS, STUDENTS, Cell, load_relatives, load_subjects
+from experiments.common import HEADLINE, LONG, Plan, Settings, Study
+from experiments.grid import Cell, load_subjects
 from experiments.tables import names, refresh, skeleton
 from metrics import MIN_SAMPLES
 
@@ -236,12 +237,15 @@ def run(args: argparse.Namespace, process: Process) -> int:
         if (study.out / "results.csv").exists():
             read_text(study.out / "results.csv")
         (study.out / "cells").mkdir(parents=True, exist_ok=True)
-    check_neighbours(study, args.experiments)
     process.barrier()
 
+    plan = Plan.of(study)
+    for name in args.experiments:  # it loads every checkpoint, so a bad one is noticed now
+        EXPERIMENTS[name].run(plan)
     tables: dict[str, str] = {}
-    for name in args.experiments:
-        tables |= EXPERIMENTS[name].run(study)
+    with work_bar(sum(plan.missing.values()), process) as study.bar:
+        for name in args.experiments:
+            tables |= EXPERIMENTS[name].run(study)
     if process.is_first:
         write_results(study, args, tables, began)
     return 0
@@ -277,18 +281,10 @@ def write_results(
         print(f"changed  tables of “{heading}”: read its text again")
 
 
-def check_neighbours(study: Study, experiments: Sequence[str]) -> None:
-    """Load what lies beside the checkpoints, and will be needed: the work has not begun yet.
-
-    Raises:
-        UserError: a student, a snapshot or a model with labels does not belong there.
-    """
-    for name, ending in (("samplers", STUDENTS), ("length", SNAPSHOTS)):
-        for subject in study.subjects if name in experiments else ():
-            load_relatives(subject, ending, study.process.device)
-    if "guidance" in experiments:
-        for labelled in guidance.load_labelled(study):
-            load_relatives(labelled, STUDENTS, study.process.device)
+def work_bar(calls: int, process: Process) -> tqdm:
+    """Return a bar over so many network calls. The first process shows it, if there are any."""
+    hidden = not process.is_first or not calls
+    return tqdm(total=calls, unit="call", unit_scale=True, smoothing=0.02, disable=hidden)
 
 
 def is_newer(path: Path, began: float) -> bool:

@@ -11,6 +11,8 @@ and what it writes. It defines
 and study.py lists it in EXPERIMENTS (and in NOT_QUICK, if `--quick` should leave it out). `run`
 leaves out a table that the settings of the study do not allow. Under torchrun every process calls
 `run`: all of them must call `study.grid` and `study.measure`, and only the first one gets results.
+study.py first calls every `run` with a `Plan`, which counts the work for the bar and begins none of
+it. So work that is not a cell or a training asks `study.begins` first, and then moves `study.bar`.
 A table goes into STUDY.md between `<!-- table NAME -->` and `<!-- end -->`: add this place by hand
 (only a new STUDY.md is made with the places of all tables).
 

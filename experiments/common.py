@@ -1,18 +1,26 @@
 """What every experiment is given: the settings of the study, its models, and its cells."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 from lab.distributed import Process
 
 from torch import Tensor
+from tqdm import tqdm
 
 import metrics
 from experiments.estimates import Results, short_names
-from experiments.grid import Cell, Subject, make_cells, read_images, run_cells
-from experiments.trainings import ETAS, STEPS, Training, make_trainings, run_trainings
+from experiments.grid import Cell, Subject, make_cells, missing_cells, read_images, run_cells
+from experiments.trainings import (
+    ETAS,
+    STEPS,
+    Training,
+    make_trainings,
+    missing_trainings,
+    run_trainings,
+)
 
 HEADLINE = (10, 20, 50)  # the step counts whose cells are repeated with every seed
 LONG = 250  # cells of more steps than this have n_long images
@@ -46,8 +54,8 @@ class Settings:
 class Study:
     """A study in the making.
 
-    Every process of a torchrun has one. All of them must call `grid` and `trained`, which share
-    the work. The results are on the first process; on the others they are empty.
+    Every process of a torchrun has one. All of them must call `grid`, `trained` and `measure`,
+    which share the work. The results are on the first process; on the others they are empty.
     """
 
     settings: Settings
@@ -55,6 +63,7 @@ class Study:
     subjects: list[Subject]
     command: str  # the command line that started it
     rows: dict[Cell, dict] = field(default_factory=dict)  # of the cells that were asked for
+    bar: tqdm = field(default_factory=lambda: tqdm(disable=True))  # counts network calls
 
     @property
     def out(self) -> Path:
@@ -91,17 +100,31 @@ class Study:
 
     def trained(self, trainings: Sequence[Training]) -> Results:
         """Return the results of some of the study's own trainings."""
-        s = self.settings
-        folder = self.out / "trainings"
-        subjects = run_trainings(trainings, self.process, folder, s.data_dir)
+        s, process, folder = self.settings, self.process, self.out / "trainings"
+        missing = missing_trainings(trainings, process, folder)
+        samples = s.n * sum(STEPS) * len(ETAS)  # network calls to sample a trained model
+        if not self.begins({t.name: t.calls + samples for t in missing}):
+            trainings = [t for t in trainings if t not in missing]
+        subjects = run_trainings(trainings, process, folder, s.data_dir, self.bar)
         return self.measure(make_cells(subjects, STEPS, ETAS, lambda _: s.n), subjects)
 
     def measure(self, cells: Sequence[Cell], subjects: Sequence[Subject]) -> Results:
         """Return the results of cells; those that are not kept yet are sampled and scored."""
-        s, folder = self.settings, self.out / "cells"
-        rows = run_cells(cells, subjects, self.process, folder, s.batch_size, s.data_dir)
+        s, process, folder = self.settings, self.process, self.out / "cells"
+        missing = missing_cells(cells, subjects, process, folder)
+        if not self.begins({cell.name: cell.n * cell.steps for cell in missing}):
+            return Results([])
+        rows = run_cells(cells, subjects, process, folder, s.batch_size, s.data_dir, self.bar)
         self.rows.update(zip(cells, rows, strict=False))
         return Results(rows)
+
+    def begins(self, missing: Mapping[str, int]) -> bool:
+        """Return whether work begins now. An experiment asks before all that takes long.
+
+        Args:
+            missing: the network calls (of one image) of each part of it that is not kept, by name.
+        """
+        return True
 
     def images(self, label: str, steps: int, eta: float) -> Tensor:
         """Return the images of a cell of the grid, with seed 0: (n, 1, 28, 28) uint8."""
@@ -116,6 +139,26 @@ class Study:
     def reference(self, n: int) -> dict:
         """Return the scores of n real training images."""
         return _reference(n, self.settings.data_dir)
+
+
+@dataclass
+class Plan(Study):
+    """A study that only counts its work, for the bar.
+
+    No work begins, and an experiment gets no results, as on a process that is not the first.
+    """
+
+    missing: dict[str, int] = field(default_factory=dict)  # see `begins`
+
+    @classmethod
+    def of(cls, study: Study) -> "Plan":
+        """Return the plan of a study, in which nothing is planned yet."""
+        not_first = replace(study.process, rank=study.process.world)
+        return cls(study.settings, not_first, study.subjects, study.command)
+
+    def begins(self, missing: Mapping[str, int]) -> bool:
+        self.missing |= missing
+        return False
 
 
 @cache

@@ -30,7 +30,7 @@ from experiments.duels import duel_table
 from experiments.estimates import Results, excess, quotient
 from experiments.grid import Subject, make_cells
 from experiments.tables import best_in_bold, captioned, markdown_table, with_se
-from experiments.variances import OptimalVariance
+from experiments.variances import IMAGES, OptimalVariance
 
 TITLE = "Which η?"
 TABLES = ("eta-duels", "eta-ratios", "eta-variances")
@@ -102,9 +102,13 @@ def measure_variances(study: Study) -> dict[str, Results]:
     s, process = study.settings, study.process
     steps = [n for n in s.steps if n >= FEWEST]
     few = [n for n in steps if n <= MOST]
-    images = load_dataset("mnist", "train", s.data_dir)[0][: s.n].to(process.device)
-    informed = [with_x0_errors(subject, images, few, process) for subject in study.subjects]
-    results = {}
+    images = load_dataset("mnist", "train", s.data_dir)[0][: min(s.n, IMAGES)].to(process.device)
+    informed, results = study.subjects, {}
+    calls = {one.label: len(images) * len(visited(one, few)) for one in study.subjects}
+    if study.begins({f"{label}, errors of x_0": number for label, number in calls.items()}):
+        study.bar.set_description("errors of x_0")
+        informed = [with_x0_errors(one, images, few, process) for one in study.subjects]
+        study.bar.update(sum(calls.values()))
     for name, subjects, some in (("σ̂", study.subjects, steps), ("σ*", informed, few)):
         cells = make_cells(subjects, some, [None], s.images, sampler=VARIANCES[name])
         results[name] = study.measure(cells, subjects)
@@ -123,11 +127,7 @@ def with_x0_errors(
     Args:
         images: (N, 1, 28, 28) uint8, on the device of the process.
     """
-    scheduler, visited = subject.scheduler(), set()
-    for n in steps:
-        scheduler.set_timesteps(n)
-        visited |= set(scheduler.timesteps.tolist())
-    timesteps = sorted(visited)
+    scheduler, timesteps = subject.scheduler(), visited(subject, steps)
     errors = torch.zeros(len(timesteps), dtype=torch.float64)
     for i in process.share(len(timesteps)):
         errors[i] = OptimalVariance.x0_error(subject.model, scheduler, images, timesteps[i])
@@ -135,6 +135,15 @@ def with_x0_errors(
     x0_errors = dict(zip(timesteps, errors.tolist(), strict=True))
     config = subject.contents["scheduler"] | {"x0_errors": x0_errors}
     return replace(subject, contents=subject.contents | {"scheduler": config})
+
+
+def visited(subject: Subject, steps: Sequence[int]) -> list[int]:
+    """Return the timesteps that a sampling in any of these numbers of steps visits, ascending."""
+    scheduler, timesteps = subject.scheduler(), set()
+    for n in steps:
+        scheduler.set_timesteps(n)
+        timesteps |= set(scheduler.timesteps.tolist())
+    return sorted(timesteps)
 
 
 def variances_tables(grid: Results, variances: Mapping[str, Results]) -> str:

@@ -260,49 +260,35 @@ def run_cells(
     folder: Path,
     batch_size: int,
     data_dir: str,
+    bar: tqdm,
 ) -> list[dict]:
     """Sample and score the cells that are not kept yet. All processes must call this.
+
+    Args:
+        bar: counts network calls (of one image).
 
     Returns:
         The row of every cell, on the first process; an empty list on the others.
     """
     by_sha256, warm = {subject.sha256: subject for subject in subjects}, set()
-    kept = process.agree([is_kept(folder, cell, by_sha256[cell.sha256], process) for cell in cells])
-    costs = [cell.n * cell.steps for cell in cells]
     whole = batch_size * process.world  # images of a batch of every process
-    with work_bar(costs, kept, process, unit="image-step", smoothing=0.02) as bar:
-        for i, (cell, done) in enumerate(zip(cells, kept, strict=True), start=1):
-            if done:
-                continue
-            subject = by_sha256[cell.sha256]
-            bar.set_description(f"cell {i} of {len(cells)}: {cell.model}")
-            if (cell.model, cell.n) not in warm:  # a network's first calls prepare its kernels
-                once = replace(cell, steps=1, n=min(cell.n, whole + cell.n % whole))
-                sample_cell(once, subject, process, batch_size)
-                warm.add((cell.model, cell.n))
-            pixels, seconds = sample_cell(cell, subject, process, batch_size, bar.update)
-            if process.is_first:
-                key = images_key(cell.sampler, process.device.type, subject.code)
-                facts = {"images_key": key, "prediction": subject.symbol, "seconds": seconds}
-                facts |= {"images_per_s": cell.n / seconds, "compiled": int(subject.is_compiled)}
-                facts |= describe(process)
-                keep(folder, cell, subject, pixels, facts, data_dir)
+    for cell in missing_cells(cells, subjects, process, folder):
+        subject = by_sha256[cell.sha256]
+        bar.set_description(f"{cell.model}, {cell.steps} steps")
+        if (cell.model, cell.n) not in warm:  # a network's first calls prepare its kernels
+            once = replace(cell, steps=1, n=min(cell.n, whole + cell.n % whole))
+            sample_cell(once, subject, process, batch_size)
+            warm.add((cell.model, cell.n))
+        pixels, seconds = sample_cell(cell, subject, process, batch_size, bar.update)
+        if process.is_first:
+            key = images_key(cell.sampler, process.device.type, subject.code)
+            facts = {"images_key": key, "prediction": subject.symbol, "seconds": seconds}
+            facts |= {"images_per_s": cell.n / seconds, "compiled": int(subject.is_compiled)}
+            facts |= describe(process)
+            keep(folder, cell, subject, pixels, facts, data_dir)
     if not process.is_first:
         return []
     return [read_row(folder, cell, by_sha256[cell.sha256], data_dir) for cell in cells]
-
-
-def work_bar(
-    costs: Sequence[int], kept: Sequence[bool], process: Process, **options: object
-) -> tqdm:
-    """Return a bar over work of which some is kept. The first process shows it, if any is left."""
-    return tqdm(
-        total=sum(costs),
-        initial=sum(cost for cost, done in zip(costs, kept, strict=True) if done),
-        unit_scale=True,
-        disable=not process.is_first or all(kept),
-        **options,
-    )
 
 
 def describe(process: Process) -> dict:
@@ -326,6 +312,15 @@ def describe(process: Process) -> dict:
 
 
 # --------------------------------------------------------------------------------- kept cells
+
+
+def missing_cells(
+    cells: Sequence[Cell], subjects: Sequence[Subject], process: Process, folder: Path
+) -> list[Cell]:
+    """Return the cells that are not kept yet. All processes must call this."""
+    by_sha256 = {subject.sha256: subject for subject in subjects}
+    missing = [c for c in cells if not is_kept(folder, c, by_sha256[c.sha256], process)]
+    return process.agree(missing)
 
 
 def is_kept(folder: Path, cell: Cell, subject: Subject, process: Process) -> bool:

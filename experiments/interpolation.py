@@ -35,14 +35,16 @@ SHOWN = 3  # paths per panel of the figure
 
 def run(study: Study) -> dict[str, str]:
     """Draw the figure and return the table."""
-    if not study.process.is_first:
+    steps = min(STEPS, *(subject.num_train_timesteps for subject in study.subjects))
+    settings = list(product(study.settings.etas, study.subjects))
+    calls = PAIRS * LENGTH * steps  # of the network, at each setting
+    if not study.begins({"interpolation": calls * len(settings)}) or not study.process.is_first:
         return {}
-    T = min(subject.num_train_timesteps for subject in study.subjects)
     panels, smoothness = {}, {}
-    for eta, subject in product(study.settings.etas, study.subjects):
-        images, smooth = interpolate(
-            subject, eta, PAIRS, LENGTH, min(STEPS, T), study.process.device
-        )
+    for eta, subject in settings:
+        study.bar.set_description(f"{subject.label}, interpolation")
+        images, smooth = interpolate(subject, eta, PAIRS, LENGTH, steps, study.process.device)
+        study.bar.update(calls)
         panels[f"η = {eta:g}", subject.title] = images[: SHOWN * LENGTH]
         smoothness[study.names[subject.label], eta] = smooth
     draw_panels(panels, LENGTH, 4.2, 0.42 * SHOWN, study.out / "interpolation.png")

@@ -71,7 +71,7 @@ from diffusion import Model, draw_timesteps
 from experiments.common import Study
 from experiments.denoiser import timesteps_in_range
 from experiments.estimates import Estimate
-from experiments.grid import SHAPE, Subject, read_json, work_bar, write_json
+from experiments.grid import SHAPE, Subject, read_json, write_json
 from experiments.keys import code_key, digest
 from experiments.ranges import range_name
 from experiments.tables import markdown_table, with_se
@@ -384,7 +384,7 @@ def measure(
     """Make the measurements that are not kept yet. All processes must call this.
 
     Returns:
-        The columns of each, (n,) float64, on the first process; an empty list on the others.
+        The columns of each, (n,) float64, on the first process of a study; else an empty list.
     """
     process, folder = study.process, study.out / "likelihood"
     images = load_dataset("mnist", "test", study.settings.data_dir)[0]
@@ -392,16 +392,15 @@ def measure(
     pairs = list(zip(measurements, keys, strict=True))
     found = [read_json(folder / f"{m.name}.json").get("key") for m in measurements]
     kept = process.agree([a == b for a, b in zip(found, keys, strict=True)])
-    costs = [m.n * m.calls for m in measurements]
-    with work_bar(costs, kept, process, unit="call") as bar:
-        for (m, key), done in zip(pairs, kept, strict=True):
-            if done:
-                continue
-            bar.set_description(m.name)
-            columns = measure_one(m, images, study, lambda n: bar.update(n * process.world))
-            if process.is_first:
-                folder.mkdir(parents=True, exist_ok=True)
-                write_json(folder / f"{m.name}.json", {"key": key} | columns)
+    missing = [pair for pair, done in zip(pairs, kept, strict=True) if not done]
+    if not study.begins({m.name: m.n * m.calls for m, _ in missing}):
+        return []
+    for m, key in missing:
+        study.bar.set_description(f"{m.subject.label}, {type(m).__name__.lower()}")
+        columns = measure_one(m, images, study, lambda n: study.bar.update(n * process.world))
+        if process.is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / f"{m.name}.json", {"key": key} | columns)
     return [read_columns(folder, m) for m in measurements] if process.is_first else []
 
 

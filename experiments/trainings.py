@@ -23,6 +23,7 @@ from experiments.grid import Subject, load_subjects
 from experiments.keys import ROOT, training_key
 
 BATCH_SIZE = 64
+CALLS = 3  # of the network, that take as long as a training image: backward costs two
 STEPS, ETAS = (10, 50), (0.0, 1.0)  # how the trained models are sampled
 
 
@@ -63,6 +64,11 @@ class Training:
     @property
     def steps(self) -> int:
         return max(1, self.images // BATCH_SIZE)
+
+    @property
+    def calls(self) -> int:
+        """The number of calls of the network (with one image) that take as long."""
+        return CALLS * BATCH_SIZE * self.steps
 
     def arguments(self) -> list[str]:
         """Return the arguments of train.py that decide the weights."""
@@ -113,24 +119,40 @@ def estimate_of(
 
 
 def run_trainings(
-    trainings: Sequence[Training], process: Process, folder: Path, data_dir: str
+    trainings: Sequence[Training], process: Process, folder: Path, data_dir: str, bar: tqdm
 ) -> list[Subject]:
     """Train the models that are not kept yet, and load all of them. All processes must call this.
 
     Every process trains its share of the models, each model on its own.
 
+    Args:
+        bar: counts network calls, see `Training.calls`.
+
     Raises:
         UserError: a training failed.
     """
-    keys = {t: training_key(tuple(t.arguments()), process.device.type) for t in trainings}
-    paths = {t: folder / f"{t.name}-{key}.pt" for t, key in keys.items()}
-    mine = [trainings[i] for i in process.share(len(trainings))]
-    mine = [t for t in mine if not is_complete(paths[t], t)]
+    missing = missing_trainings(trainings, process, folder)
+    mine = [missing[i] for i in process.share(len(missing))]
     for i, training in enumerate(mine, start=1):
-        tqdm.write(f"training {i} of {len(mine)}: {training.name}")
-        train(training, paths[training], process, data_dir)
+        bar.write(f"training {i} of {len(mine)}: {training.name}")
+        train(training, path_of(training, process, folder), process, data_dir)
+        bar.update(training.calls * process.world)
     process.barrier()
-    return load_subjects(list(paths.values()), process.device, [t.name for t in trainings])
+    paths = [path_of(training, process, folder) for training in trainings]
+    return load_subjects(paths, process.device, [t.name for t in trainings])
+
+
+def missing_trainings(
+    trainings: Sequence[Training], process: Process, folder: Path
+) -> list[Training]:
+    """Return the trainings that are not kept yet. All processes must call this."""
+    return process.agree([t for t in trainings if not is_complete(path_of(t, process, folder), t)])
+
+
+def path_of(training: Training, process: Process, folder: Path) -> Path:
+    """Return the checkpoint of a training."""
+    key = training_key(tuple(training.arguments()), process.device.type)
+    return folder / f"{training.name}-{key}.pt"
 
 
 def is_complete(path: Path, training: Training) -> bool:

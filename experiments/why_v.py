@@ -38,18 +38,20 @@ STEPS, IMAGES = 50, 100  # of the sampling whose clipped pixels are counted
 
 def run(study: Study) -> dict[str, str]:
     """Draw the figure and return the tables."""
-    if not study.process.is_first:
+    T = min(subject.num_train_timesteps for subject in study.subjects)
+    n, steps, timesteps = min(TEST_IMAGES, study.settings.n), min(STEPS, T), chosen_timesteps(T)
+    calls = 2 * n * len(timesteps) + IMAGES * steps  # of each network
+    if not study.begins({"why-v": calls * len(study.subjects)}) or not study.process.is_first:
         return {}
     device = study.process.device
-    images = load_dataset("mnist", "test", study.settings.data_dir)[0]
-    images = images[: min(TEST_IMAGES, study.settings.n)].to(device)
-    T = min(subject.num_train_timesteps for subject in study.subjects)
-    timesteps = chosen_timesteps(T)
+    images = load_dataset("mnist", "test", study.settings.data_dir)[0][:n].to(device)
     errors, clipped = {}, {}
     for subject in study.subjects:
+        study.bar.set_description(f"{subject.label}, why v")
         name = study.names[subject.label]
         errors[name] = prediction_errors(subject, images, timesteps)[::-1]
-        clipped[name] = clipped_shares(subject, IMAGES, min(STEPS, T), device)
+        clipped[name] = clipped_shares(subject, IMAGES, steps, device)
+        study.bar.update(calls)
     draw_why_v(errors, clipped, study.out / "why-v.png")
     return {"why-v": errors_table(errors), "clipped": clipped_table(clipped)}
 

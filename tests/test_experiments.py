@@ -13,11 +13,12 @@ from lab.noise import image_noise
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 import metrics
 from diffusion import sample
 from experiments import cost, grid, interpolation, same_noise, trainings, why_v
-from experiments.common import LONG, Settings
+from experiments.common import LONG, Plan, Settings, Study
 from experiments.estimates import Estimate, Results, estimate, quotient, short_names, z_score
 from experiments.grid import SHAPE, Cell, Subject
 from experiments.trainings import SCHEDULES, Schedule, Training, make_trainings, pick
@@ -25,6 +26,7 @@ from scheduler import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 
 CPU = torch.device("cpu")
 ALONE = Process(CPU)
+NO_BAR = tqdm(disable=True)
 
 
 def subject(model, label="x", **config) -> Subject:
@@ -113,7 +115,7 @@ def measure(tmp_path, monkeypatch):
 
     def measure(cells):
         done.update(sampled=[], scored=0)
-        rows = grid.run_cells(cells, [subject(linear)], ALONE, tmp_path, 100, "data")
+        rows = grid.run_cells(cells, [subject(linear)], ALONE, tmp_path, 100, "data", NO_BAR)
         return rows, done["sampled"], done["scored"]
 
     return measure
@@ -268,6 +270,58 @@ def test_time_is_fitted_by_a_line():
     assert cost.fit_time(rows[:1]) == pytest.approx((0, 0.75))
 
 
+# --------------------------------------------------------------------------------- the plan
+
+
+def study_in(folder, **settings):
+    made = Settings((5,), (4,), (0.0, 1.0), 100, 100, 2, 640, 100, "data", folder)
+    return Study(replace(made, **settings), ALONE, [subject(linear)], "python study.py")
+
+
+def test_a_plan_counts_the_missing_cells_once_and_samples_none(measure, tmp_path):
+    it = study_in(tmp_path)
+    (tmp_path / "cells").mkdir()
+    plan = Plan.of(it)
+    for cells in (CELLS[:2], CELLS[1:]):
+        assert not plan.measure(cells, it.subjects).rows
+    assert plan.missing == {cell.name: 100 * 5 for cell in CELLS}
+    assert not list((tmp_path / "cells").iterdir())
+    with tqdm(total=sum(plan.missing.values())) as it.bar:
+        for cells in (CELLS[:2], CELLS[1:]):
+            assert len(it.measure(cells, it.subjects).rows) == len(cells)
+    assert it.bar.n == it.bar.total == 3 * 100 * 5
+    again = Plan.of(it)
+    again.measure(CELLS, it.subjects)
+    assert not again.missing
+
+
+def test_a_plan_counts_the_missing_trainings_with_their_samples(tmp_path):
+    it = study_in(tmp_path)
+    plan = Plan.of(it)
+    assert not plan.trained(it.trainings).rows
+    calls = 3 * 640 + 100 * (10 + 50) * 2  # to train, and to sample
+    assert plan.missing == {training.name: calls for training in it.trainings}
+
+
+@pytest.mark.parametrize("experiment", [why_v, interpolation])
+def test_the_bar_counts_the_calls_of_what_is_not_kept(experiment, tmp_path, data_dir, monkeypatch):
+    """Every call of the network with one image is counted, before the work and during it."""
+    calls = []
+
+    def counted(x, t):
+        calls.append(len(x))
+        return torch.nn.functional.conv2d(x, torch.full((1, 1, 1, 1), 0.1))
+
+    monkeypatch.setattr(interpolation, "STEPS", 4)
+    it = study_in(tmp_path, data_dir=str(data_dir))
+    it.subjects = [subject(counted), subject(counted, "y")]
+    plan = Plan.of(it)
+    assert experiment.run(plan) == {} and not calls
+    with tqdm(total=sum(plan.missing.values())) as it.bar:
+        experiment.run(it)
+    assert sum(calls) == it.bar.n == it.bar.total
+
+
 # -------------------------------------------------------------------------------- trainings
 
 
@@ -298,7 +352,9 @@ def test_zero_snr_is_a_field_and_no_name():
 @pytest.mark.slow
 def test_a_training_is_run_once_and_is_what_its_name_says(tmp_path, data_dir, monkeypatch):
     mine = [Training("v", Schedule("linear", zero_snr=True), "uniform", 5, 128)]
-    (trained,) = trainings.run_trainings(mine, ALONE, tmp_path, str(data_dir))
+    bar = tqdm(total=mine[0].calls)
+    (trained,) = trainings.run_trainings(mine, ALONE, tmp_path, str(data_dir), bar)
+    assert bar.n == bar.total == 3 * 128
     assert trained.label == mine[0].name
     config, training = trained.contents["scheduler"], trained.contents["training"]
     assert (config["beta_schedule"], config["rescale_betas_zero_snr"]) == ("linear", True)
@@ -311,10 +367,10 @@ def test_a_training_is_run_once_and_is_what_its_name_says(tmp_path, data_dir, mo
         raise AssertionError("it was trained again")
 
     monkeypatch.setattr(trainings, "train", lambda *args: again())
-    trainings.run_trainings(mine, ALONE, tmp_path, str(data_dir))
+    trainings.run_trainings(mine, ALONE, tmp_path, str(data_dir), NO_BAR)
     monkeypatch.setattr(trainings, "training_key", lambda *args: "another")
     with pytest.raises(AssertionError, match="trained again"):
-        trainings.run_trainings(mine, ALONE, tmp_path, str(data_dir))
+        trainings.run_trainings(mine, ALONE, tmp_path, str(data_dir), NO_BAR)
 
 
 def test_a_training_is_told_nothing_of_torchrun(tmp_path, monkeypatch):

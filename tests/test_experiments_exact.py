@@ -9,6 +9,7 @@ from lab.distributed import Process
 import pytest
 import torch
 from helpers import copy_lab_with_edit
+from tqdm import tqdm
 
 import metrics
 from experiments import denoiser, exact, grid, ranges
@@ -283,7 +284,7 @@ def test_kept_cells_are_those_of_the_code_of_their_model(tmp_path, monkeypatch):
     scored = {"n": 10, "metrics_key": "now"}
     monkeypatch.setattr(grid, "score", lambda *args: scored)
     monkeypatch.setattr(grid, "metrics_key", lambda: "now")
-    grid.run_cells(cells, subjects, ALONE, tmp_path, 100, "data")
+    grid.run_cells(cells, subjects, ALONE, tmp_path, 100, "data", tqdm(disable=True))
 
     def kept():
         return [grid.is_kept(tmp_path, c, s, ALONE) for c, s in zip(cells, subjects, strict=True)]

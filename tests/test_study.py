@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 
 from lab.distributed import Process
@@ -130,7 +131,7 @@ CELLS = 52  # of a quick study
 
 @pytest.fixture(scope="module")
 def quick(tiny_checkpoint, tiny_eps_checkpoint, tmp_path_factory, data_dir):
-    """The folder of a quick study, its arguments, and what it printed."""
+    """The folder of a quick study, its arguments, what it printed, and its bar."""
     out = tmp_path_factory.mktemp("study") / "out"
     checkpoints = (tiny_checkpoint, tiny_eps_checkpoint)
     arguments = ("--quick", "--ckpt", *checkpoints, "--data", data_dir, "--out", out)
@@ -139,12 +140,12 @@ def quick(tiny_checkpoint, tiny_eps_checkpoint, tmp_path_factory, data_dir):
     )
     assert done.returncode == 0, done.stderr
     assert [path.name for path in out.parent.iterdir()] == ["out"]
-    return out, arguments, done.stdout
+    return out, arguments, done.stdout, done.stderr
 
 
 @pytest.mark.slow
 def test_a_quick_study_writes_what_it_says(quick):
-    out, _, printed = quick
+    out, _, printed, _ = quick
     rows = csv_of(out / "results.csv")
     # DDIM: two models and the exact denoiser; three step counts, two etas; 20 steps with two seeds
     # two further variances of DDPM at 5 and 20 steps; 4 and 16 calls by four lines of each network
@@ -181,8 +182,17 @@ def test_a_quick_study_writes_what_it_says(quick):
 
 
 @pytest.mark.slow
+def test_one_bar_is_over_all_the_work(quick):
+    """Its total is known at the start, and what was done adds up to it."""
+    shown = re.findall(r"(\d+)%\|[^|]*\| *(\S+)/(\S+) \[", quick[-1])
+    assert len({total for _, _, total in shown}) == 1
+    percent, done, total = shown[-1]
+    assert percent == "100" and done == total
+
+
+@pytest.mark.slow
 def test_a_cell_is_what_infer_makes(quick, run, tiny_checkpoint, tmp_path, data_dir):
-    out, _, _ = quick
+    out, *_ = quick
     sha256 = csv_of(out / "results.csv")[0]["sha256"]
     path = out / "cells" / f"{sha256[:12]}-ddim-5steps-eta1-n100-seed0.npy"
     arguments = ("--n", 100, "--steps", 5, "--eta", 1, "--save-npy", "--out", "x.png")
@@ -196,7 +206,7 @@ def test_a_cell_is_what_infer_makes(quick, run, tiny_checkpoint, tmp_path, data_
 @pytest.mark.slow
 def test_an_interrupted_study_goes_on_and_two_processes_make_the_same(quick, run):
     """Take two cells away, one of them half: only those are made again, here by two processes."""
-    out, arguments, _ = quick
+    out, arguments, *_ = quick
     before = {path: path.read_bytes() for path in sorted(out.glob("cells/*.npy"))}
     times = {path: path.stat().st_mtime_ns for path in out.glob("cells/*")}
     networks = {r["sha256"][:12] for r in csv_of(out / "results.csv") if r["model"] != "exact"}
@@ -217,7 +227,7 @@ def test_an_interrupted_study_goes_on_and_two_processes_make_the_same(quick, run
 
 @pytest.mark.slow
 def test_a_run_refreshes_tables_and_names_their_sections(quick, run_here):
-    out, arguments, _ = quick
+    out, arguments, *_ = quick
     report = out / "STUDY.md"
     written = report.read_text(encoding="utf-8")
     mine = written.replace("## Which η?", "## 2. My heading\n\nMy text.")
