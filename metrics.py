@@ -2,7 +2,7 @@
 
 score images:          python metrics.py samples.npy
 several, and a file:   python metrics.py a.npy b.npy --json scores.json --pairs pairs.png
-train the classifier:  python metrics.py
+train the classifier:  python metrics.py --train
 
 An array is uint8, of shape (N, 28, 28), (N, 1, 28, 28) or (N, 28, 28, 1). The measures:
 
@@ -567,7 +567,15 @@ def save_pairs(
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     p = cli.Parser(__doc__)
-    p.add_argument("samples", nargs="*", metavar="FILE.npy", help="images to score (none: train)")
+    p.add_argument(
+        "samples", nargs="*", metavar="FILE.npy", help=f"at least {MIN_SAMPLES} images to score"
+    )
+    p.add_argument(
+        "--train",
+        action="store_true",
+        help="train the classifier of --weights again, in a few minutes. This replaces the file. "
+        "Scores of two classifiers cannot be compared",
+    )
     p.add_argument(
         "--labels",
         nargs="+",
@@ -596,13 +604,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     cli.add_data(p)
     args = p.parse_args(argv)
-    if not args.samples and (args.json or args.pairs):
-        p.error("--json and --pairs need samples to score")
+    if args.train and (args.samples or args.labels or args.json or args.pairs):
+        p.error("--train scores no images: give --weights and --data only")
+    if not args.train and not args.samples:
+        p.error("which images? Give at least one FILE.npy, such as infer.py --save-npy writes")
     if len(set(args.samples)) < len(args.samples):
         p.error("an array is there twice")
     if args.labels is not None and len(args.labels) != len(args.samples):
         p.error(f"{len(args.labels)} --labels for {len(args.samples)} arrays")
-    if not args.samples:
+    if args.train:
         try:
             cli.output_file(".pt")(str(args.weights))
         except argparse.ArgumentTypeError as error:
@@ -620,7 +630,7 @@ def labels_of(args: argparse.Namespace, sets: dict[str, Tensor]) -> dict[str, Te
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
-    if not args.samples:
+    if args.train:
         began = time.perf_counter()
         print(f"training the classifier {args.weights}, for a few minutes", flush=True)
         right = train(args.weights, data_dir=args.data)

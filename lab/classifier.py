@@ -134,7 +134,9 @@ def load_classifier(path: str | Path = WEIGHTS) -> LeNet:
         if not all(p.isfinite().all() for p in net.parameters()):
             raise ValueError("its weights are not finite")
     except FileNotFoundError:
-        raise UserError(f"there is no classifier {path}; `python metrics.py` trains one") from None
+        raise UserError(
+            f"there is no classifier {path}; `python metrics.py --train` trains one"
+        ) from None
     except Exception as error:  # hostile bytes can raise any exception in the unpickler
         reason = str(error).partition("\n")[0].partition(". ")[0]  # torch's goes on for ten lines
         raise UserError(f"{path} is not a classifier of metrics.py: {reason}") from None

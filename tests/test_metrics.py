@@ -535,8 +535,13 @@ def test_other_files_are_refused(tmp_path):
 def test_a_refusal_is_one_line_and_exit_code_2(tmp_path, run_here):
     np.save(tmp_path / "float.npy", ZEROS.astype(np.float32))
     assert_refused(run_here("metrics.py", "float.npy"), "float.npy", "uint8")
-    assert_refused(run_here("metrics.py", "--json", "scores.json"), "--json")
-    assert_refused(run_here("metrics.py", "--weights", "/dev/null/x.pt"), "--weights", "/dev/null")
+    before = WEIGHTS.read_bytes()
+    assert_refused(run_here("metrics.py"), "FILE.npy")  # it does not train without being told
+    assert_refused(run_here("metrics.py", "--train", "--json", "scores.json"), "--train")
+    assert_refused(run_here("metrics.py", "--train", "float.npy"), "--train")
+    bad_place = ("--train", "--weights", "/dev/null/x.pt")
+    assert_refused(run_here("metrics.py", *bad_place), "--weights", "/dev/null")
+    assert WEIGHTS.read_bytes() == before
 
 
 # ------------------------------------------------------------------------- labels and faint pixels
