@@ -5,7 +5,7 @@ DDPM's sampler:    python infer.py --ckpt checkpoints/mnist-eps.pt --steps 1000 
 few steps:         python infer.py --ckpt checkpoints/mnist-v.pt --steps 10 --sampler dpm++
 a film:            python infer.py --ckpt checkpoints/mnist-v.pt --gif
 for metrics.py:    python infer.py --ckpt checkpoints/mnist-v.pt --n 2000 --save-npy
-the digit you want: python infer.py --ckpt v-labels.pt --label 7 --guidance-scale 2
+a digit you want:  python infer.py --ckpt checkpoints/mnist-v-labels.pt --label 7
 a student:         python infer.py --ckpt checkpoints/mnist-v-labels-1step.pt
 several processes: torchrun --nproc-per-node=2 -- infer.py --ckpt ... --n 50000 --save-npy
                    (without the -- torchrun would take --n as its own option)
@@ -76,14 +76,15 @@ def make_parser() -> cli.Parser:
         "--sampler",
         choices=SAMPLERS,
         default="ddim",
-        help="the reverse process; dpm++ is DPM-Solver++(2M), DDIM with an extrapolated x_0",
+        help="the reverse process; ddpm makes the same images as ddim with --eta 1, by DDPM's own "
+        "formula; dpm++ is DPM-Solver++(2M), DDIM with an extrapolated x_0",
     )
     p.add_argument(
         "--eta",
         type=cli.number(float, 0, 1),
         help="noise of ddim and dpm++, sigma_t^2 = eta beta~_t: 0 is deterministic, 1 is DDPM "
-        "(default: 1, which gives the best images of the shipped models at 20 and 50 steps; a "
-        "student's: 0, as it was trained). diffusers' eta is the square root of this one",
+        "(default: 1, which gives the best images of the shipped models at 50 steps; a student's: "
+        "0, as it was trained). diffusers' eta is the square root of this one",
     )
     p.add_argument(
         "--label",
@@ -102,7 +103,8 @@ def make_parser() -> cli.Parser:
     p.add_argument(
         "--spacing",
         choices=("leading", "linspace", "trailing"),
-        help="which timesteps are visited (default: the checkpoint's)",
+        help="which timesteps are visited: trailing starts at the noisiest one, leading ends at "
+        "the cleanest, linspace does both (default: the checkpoint's)",
     )
     p.add_argument("--seed", type=cli.number(int, 0, 2**63 - 1), default=0, help="seed of noise")
     p.add_argument(

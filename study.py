@@ -107,12 +107,13 @@ QUICK = {
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     natural, enough = cli.number(int, 1), cli.number(int, MIN_SAMPLES)
-    p = cli.Parser(__doc__)
+    titles = (f"    {name:14} {experiment.TITLE}" for name, experiment in EXPERIMENTS.items())
+    p = cli.Parser("\n".join([__doc__, "The experiments:\n", *titles]))
     p.add_argument(
         "experiments",
         nargs="*",
         metavar="EXPERIMENT",
-        help=f"which ones: {', '.join(EXPERIMENTS)} (default: all)",
+        help="which ones, of those above (default: all)",
     )
     p.add_argument(
         "--ckpt",

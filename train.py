@@ -3,6 +3,8 @@
 one CPU or GPU:   python train.py --pred v
 a time budget:    python train.py --pred eps --minutes 10
 digits on demand: python train.py --pred v --labels --out checkpoints/v-labels.pt
+DDPM's own loss:  python train.py --pred eps --schedule linear --density uniform --max-weight 1 \\
+                           --clip-sample-range 1
 other images:     python train.py --pred v --dataset fashion-mnist --out checkpoints/fashion-v.pt
 several GPUs:     torchrun --nproc-per-node=8 train.py --pred v --batch-size 512
 several nodes:    torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d \\
@@ -100,7 +102,10 @@ def make_parser() -> cli.Parser:
         "--seed", type=cli.number(int, 0, 2**31), help="seed of weights, order and noise"
     )
     main.add_argument(
-        "--resume", metavar="FILE.state.pt", help="continue the run saved in this file"
+        "--resume",
+        metavar="FILE.state.pt",
+        help="continue the run saved in this file. Of what decides the weights, only the length "
+        "may change",
     )
 
     where = p.add_argument_group("where")
@@ -125,21 +130,35 @@ def make_parser() -> cli.Parser:
     how.add_argument(
         "--density",
         choices=("lognormal", "uniform"),
-        help="how timesteps are drawn: log-SNR from N(-0.5, 1.5^2), or t uniformly",
+        help="how timesteps are drawn: log-SNR = log(abar / (1 - abar)) from N(-0.5, 1.5^2), which "
+        "prefers middle noise; or t uniformly, as in DDPM",
     )
     how.add_argument(
         "--low-noise",
         type=cli.number(float, 0, 1),
-        help="lognormal only: share of the images with log-SNR from N(5, 2^2) instead",
+        help="lognormal only: share of the images with log-SNR from N(5, 2^2) instead: low noise",
     )
     how.add_argument("--channels", type=cli.number(int, 2, 1024), help="width of the UNet, even")
-    how.add_argument("--schedule", choices=BETA_SCHEDULES, help="noise schedule")
-    how.add_argument("--zero-snr", action="store_true", help="rescale the schedule to abar_T = 0")
-    how.add_argument("--timesteps", type=cli.number(int, 1, 100_000), help="T of the schedule")
+    how.add_argument(
+        "--schedule",
+        choices=BETA_SCHEDULES,
+        help="noise schedule; squaredcos_cap_v2 is diffusers' name of cosine",
+    )
+    how.add_argument(
+        "--zero-snr",
+        action="store_true",
+        help="rescale the schedule to abar_T = 0, pure noise (not for eps)",
+    )
+    how.add_argument(
+        "--timesteps",
+        type=cli.number(int, 1, 100_000),
+        help="T of the schedule; with another T than 1000 use cosine",
+    )
     how.add_argument(
         "--clip-sample-range",
         type=cli.number(float, 1, 10),
-        help="the range of x_0: black becomes minus this, white this, and gray stays in (-1, 1)",
+        help="the range of x_0: black becomes minus this, white this, and gray stays in (-1, 1). "
+        "Above 1, small errors of black and white pixels do not show in the image",
     )
     return p
 
