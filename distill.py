@@ -50,7 +50,7 @@ class Recipe:
 
     teacher_steps: int = 32
     student_steps: int = 1
-    updates: int = 400
+    updates: int = 300
     batch_size: int = 64
     lr: float = 1e-3
     muon_lr: float = 0.005
