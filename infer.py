@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING
 from lab import cli
 from lab.errors import UserError
 from lab.files import (
+    LABELS,
+    labels_file,
     only_process,
     put_in_place,
     samples_folder,
@@ -55,6 +57,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         and Path(args.out).parent.resolve() == Path(args.save_png).resolve()
     ):
         p.error("--out must not lie in the folder of --save-png: it could replace an image")
+    if args.out and Path(args.out).with_suffix(".npy").name.endswith(LABELS):
+        p.error(f"--out {args.out} would be mistaken for labels: choose another name")
     if args.eta is not None and not SAMPLERS[args.sampler]:
         p.error(f"--eta does not belong to --sampler {args.sampler}: leave it out")
     return args
@@ -127,7 +131,7 @@ def make_parser() -> cli.Parser:
         "--save-npy",
         action="store_true",
         help="also write OUT.npy: uint8, N x 28 x 28 (colour: x 3). With labels also "
-        "OUT-labels.npy, for metrics.py",
+        "OUT.labels.npy, for metrics.py",
     )
     p.add_argument("--save-png", metavar="DIR", help="also write one PNG file per image")
     p.add_argument(
@@ -206,6 +210,7 @@ class Sampler:
 
         from scheduler import SAMPLERS as schedulers
 
+        self.path = args.ckpt
         self.model, contents = load_model(args.ckpt, process.device)
         fill_in(args, contents)
         self.shape = tuple(contents["image_shape"])
@@ -249,6 +254,8 @@ class Sampler:
             callback=callback,
             **self.step_arguments,
         )
+        if not x.isfinite().all():
+            raise UserError(f"{self.path} makes images that are not finite")
         return to_uint8(x).cpu()
 
 
@@ -392,9 +399,10 @@ def put_files(
         if len(sampler.labels):
             buffer = io.BytesIO()
             np.save(buffer, sampler.labels_of(torch.arange(args.n)).cpu().numpy())
-            labels = out.with_name(f"{out.stem}-labels.npy")
-            write_atomically(labels, buffer.getvalue())
-            written.append(f"labels  {labels}")
+            write_atomically(labels_file(out), buffer.getvalue())
+            written.append(f"labels  {labels_file(out)}")
+        else:  # those of an earlier array of this name
+            labels_file(out).unlink(missing_ok=True)
     grid = torch.tensor(pixels).view(shown, H, W, C).permute(0, 3, 1, 2)
     save_grid(out, grid, min(args.nrow, shown))
     if args.save_png:
@@ -411,9 +419,8 @@ def check_room(args: argparse.Namespace, out: Path, row_bytes: int) -> None:
     png_dir = Path(args.save_png) if args.save_png else None
     for folder in filter(None, (out.parent, png_dir)):
         folder.mkdir(parents=True, exist_ok=True)
-    endings = [".npy", "-labels.npy"] if args.save_npy else []
-    for ending in [*endings, ".gif"] if args.gif else endings:
-        path = out.with_name(f"{out.stem}{ending}")
+    further = [out.with_suffix(".npy"), labels_file(out)] if args.save_npy else []
+    for path in [*further, out.with_suffix(".gif")] if args.gif else further:
         if path.exists() and not path.is_file():
             raise UserError(f"{path} exists and is not a file")
     if args.n * row_bytes > shutil.disk_usage(out.parent).free:

@@ -24,7 +24,7 @@ confidence, labels
     The mean of the classifier's largest digit probability, and how often it reads each digit.
 agreement: higher is better
     How often it reads the digit that was asked for. Only with labels: those of --labels, or those
-    that infer.py wrote beside the samples (x-labels.npy for x.npy).
+    that infer.py wrote beside the samples (x.labels.npy for x.npy).
 pixels at 1 to 3, at 4 to 20
     The shares of these pixel values: a faint gray grain, which the classifier hardly sees. Compare
     them with those of real images.
@@ -57,7 +57,7 @@ from lab import cli
 from lab.classifier import NO_DIGIT, WEIGHTS, features, load_classifier, train
 from lab.data import load_dataset
 from lab.errors import UserError
-from lab.files import write_atomically
+from lab.files import labels_file, write_atomically
 from lab.pictures import save_png
 
 import numpy as np
@@ -580,7 +580,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--labels",
         nargs="+",
         metavar="FILE.npy",
-        help="the digits that were asked for, one file per array (default: FILE-labels.npy beside "
+        help="the digits that were asked for, one file per array (default: FILE.labels.npy beside "
         "FILE.npy, if it is there)",
     )
     p.add_argument(
@@ -622,7 +622,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def labels_of(args: argparse.Namespace, sets: dict[str, Tensor]) -> dict[str, Tensor | None]:
     """Return the labels that belong to each set of samples, or None if there are none."""
-    beside = [Path(path).with_name(f"{Path(path).stem}-labels.npy") for path in sets]
+    beside = [labels_file(path) for path in sets]
     files = args.labels or [path if path.exists() else None for path in beside]
     pairs = zip(sets.items(), files, strict=True)
     return {path: file and read_labels(file, len(images)) for (path, images), file in pairs}
@@ -631,6 +631,8 @@ def labels_of(args: argparse.Namespace, sets: dict[str, Tensor]) -> dict[str, Te
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     if args.train:
+        if args.weights.exists():
+            load_classifier(args.weights)  # another kind of file is not replaced
         began = time.perf_counter()
         print(f"training the classifier {args.weights}, for a few minutes", flush=True)
         right = train(args.weights, data_dir=args.data)
@@ -648,21 +650,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     has_labels = any(labels is not None for labels in asked.values())
     references = {n: reference(n, asked=has_labels, **where) for n in sizes}
     sha256 = hashlib.sha256(args.weights.read_bytes()).hexdigest()
-    if args.json:
-        report = {"weights": str(args.weights), "sha256": sha256}
-        report |= {"scores": scores, "references": references}
-        write_atomically(args.json, (json.dumps(report, indent=1) + "\n").encode())
-    if args.pairs:
-        blocks["test images"] = pairs_of_test_images(**where)
-        save_pairs(args.pairs, blocks)
-    print(f"against the 10,000 test images of MNIST; classifier {args.weights} ({sha256[:8]})\n")
+    try:
+        if args.json:
+            report = {"weights": str(args.weights), "sha256": sha256}
+            report |= {"scores": scores, "references": references}
+            write_atomically(args.json, (json.dumps(report, indent=1) + "\n").encode())
+        if args.pairs:
+            blocks["test images"] = pairs_of_test_images(**where)
+            save_pairs(args.pairs, blocks)
+    finally:  # also if a file could not be written
+        print_scores(args.weights, sha256, scores, references)
+    return 0
+
+
+def print_scores(weights: Path, sha256: str, scores: dict, references: dict[int, dict]) -> None:
+    """Print the table of the scores, with the real-data reference of each number of images."""
+    print(f"against the 10,000 test images of MNIST; classifier {weights} ({sha256[:8]})\n")
     print(format_table(scores | {f"real, n {s['n']:,}": s for s in references.values()}))
     print(
         "\n± is the standard error over the samples (recall and coverage: over the test images).\n"
         "The Fréchet distance falls as n grows: compare equal n only. The column 'real' is the\n"
         "score of real training images; its novelty is that of test images."
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from lab.errors import UserError
 
+LABELS = ".labels.npy"  # ends the name of a file of labels
+
 # The name of a temporary file tells whose it is: .<name>.<host>.<process>.tmp
 _HOST = re.sub(r"[^\w-]", "_", platform.node()) or "host"
 
@@ -34,7 +36,8 @@ def _remove_litter(folder: Path) -> None:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it may be another user's
+                    path.unlink()
 
 
 def _is_running(process: int) -> bool:
@@ -47,6 +50,14 @@ def _is_running(process: int) -> bool:
     except OSError:  # it is there and belongs to somebody else
         return True
     return process != os.getpid()
+
+
+def labels_file(path: str | Path) -> Path:
+    """Return the file of the labels of an array of images: x.labels.npy for x.npy (or x.png).
+
+    No array can have this name: infer.py refuses it.
+    """
+    return Path(path).with_suffix(LABELS)
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:

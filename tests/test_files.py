@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 from lab import files
 from lab.errors import UserError
@@ -90,6 +91,23 @@ def test_the_litter_of_a_killed_process_is_removed_and_that_of_a_running_one_is_
     files._remove_litter.cache_clear()  # as in a new process
     write_atomically(path, b"x")
     assert sorted(tmp_path.iterdir()) == sorted([path, running, other])
+
+
+def test_litter_that_cannot_be_removed_is_left(tmp_path, monkeypatch):
+    """As in a shared folder where only the owner of a file may remove it."""
+    path, unlink = tmp_path / "file", Path.unlink
+    litter = temporary_beside(path).with_name(f".file.{files._HOST}.{2**22 + 1}.tmp")
+    litter.touch()
+
+    def refuse(self, *args, **options):
+        if self == litter:
+            raise PermissionError
+        unlink(self, *args, **options)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    files._remove_litter.cache_clear()
+    write_atomically(path, b"x")
+    assert path.read_bytes() == b"x" and litter.exists()
 
 
 HOLD = """

@@ -234,20 +234,38 @@ def test_help_does_not_import_torch(run, tmp_path):
 # ---------------------------------------------------------------------------------------- labels
 
 
+def test_no_array_has_the_name_of_the_labels_of_another(run_here, tiny_checkpoint, tmp_path):
+    options = ("--ckpt", tiny_checkpoint, "--steps", 1, "--n", 2, "--save-npy")
+    (tmp_path / "x.labels.npy").touch()  # of an earlier array x.npy
+    assert run_here("infer.py", *options, "--out", "x.png").returncode == 0
+    assert not (tmp_path / "x.labels.npy").exists()
+    assert_refused(run_here("infer.py", *options, "--out", "x.labels.png"), "x.labels.png")
+
+
+def test_images_that_are_not_finite_are_refused(run_here, tiny_checkpoint, tmp_path):
+    contents = torch.load(tiny_checkpoint, weights_only=True)
+    weights = {name: 1e30 * w for name, w in contents["weights"].items()}
+    torch.save(contents | {"weights": weights}, tmp_path / "x.pt")
+    done = run_here("infer.py", "--ckpt", "x.pt", "--steps", 2, "--n", 2, "--out", "x.png")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "error: x.pt makes images that are not finite"
+    assert not (tmp_path / "x.png").exists()
+
+
 def test_the_grid_has_one_column_per_digit(run_here, labelled_checkpoint, tmp_path):
     arguments = ("--ckpt", labelled_checkpoint, "--steps", 2, "--save-npy", "--out", "x.png")
     done = run_here("infer.py", *arguments)
     assert done.returncode == 0, done.stderr
-    labels = np.load(tmp_path / "x-labels.npy")
+    labels = np.load(tmp_path / "x.labels.npy")
     assert labels.dtype == np.int64 and labels.tolist() == list(range(10)) * 8
     assert Image.open(tmp_path / "x.png").width == 2 * (10 * 30 + 2)  # ten columns
     every = np.load(tmp_path / "x.npy")
     # one digit alone: image 13 has the label 3 in both runs, so it is the same image
     assert run_here("infer.py", *arguments, "--label", 3, "--n", 14).returncode == 0
-    assert set(np.load(tmp_path / "x-labels.npy")) == {3}
+    assert set(np.load(tmp_path / "x.labels.npy")) == {3}
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy")[13], every[13])
     assert (np.load(tmp_path / "x.npy")[12] != every[12]).any()
-    # without a label the checkpoint is an unconditional model
+    # without a label the checkpoint is an unconditional model, and the labels are not kept
     assert run_here("infer.py", *arguments, "--label", "none").returncode == 0
     assert len(np.load(tmp_path / "x.npy")) == 64
 

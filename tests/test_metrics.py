@@ -535,6 +535,9 @@ def test_other_files_are_refused(tmp_path):
 def test_a_refusal_is_one_line_and_exit_code_2(tmp_path, run_here):
     np.save(tmp_path / "float.npy", ZEROS.astype(np.float32))
     assert_refused(run_here("metrics.py", "float.npy"), "float.npy", "uint8")
+    torch.save({"format": "a network"}, tmp_path / "mine.pt")
+    assert_refused(run_here("metrics.py", "--train", "--weights", "mine.pt"), "mine.pt")
+    assert torch.load(tmp_path / "mine.pt") == {"format": "a network"}
     before = WEIGHTS.read_bytes()
     assert_refused(run_here("metrics.py"), "FILE.npy")  # it does not train without being told
     assert_refused(run_here("metrics.py", "--train", "--json", "scores.json"), "--train")
@@ -545,6 +548,14 @@ def test_a_refusal_is_one_line_and_exit_code_2(tmp_path, run_here):
 
 
 # ------------------------------------------------------------------------- labels and faint pixels
+
+
+@pytest.mark.slow
+def test_scores_are_printed_even_if_they_cannot_be_written(tmp_path, capsys, train_split):
+    np.save(tmp_path / "a.npy", train_split[0][:100].squeeze(1).numpy())
+    with pytest.raises(UserError, match="nowhere"):
+        metrics.main([str(tmp_path / "a.npy"), "--json", "/proc/nowhere.json", "--data", DATA])
+    assert "Fréchet distance" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -577,7 +588,7 @@ def test_labels_beside_the_samples_are_found(tmp_path, capsys, train_split):
     np.save(tmp_path / "a.npy", images[:, 0].numpy())
     score_files(tmp_path / "a.npy")
     assert "agreement" not in capsys.readouterr().out
-    np.save(tmp_path / "a-labels.npy", digits.numpy())
+    np.save(tmp_path / "a.labels.npy", digits.numpy())
     score_files(tmp_path / "a.npy", "--json", tmp_path / "s.json")
     assert "agreement with the labels" in capsys.readouterr().out
     report = json.loads((tmp_path / "s.json").read_text())
