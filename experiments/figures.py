@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
-from lab.pictures import make_grid, new_figure, save_figure
+from lab.pictures import load_matplotlib, make_grid, new_figure, save_figure
 
 from torch import Tensor
 
@@ -13,9 +13,8 @@ from experiments.estimates import Estimate
 
 def eta_colours(etas: Sequence[float]) -> dict[float, tuple]:
     """Return a colour for each eta, from dark (0) to bright (1)."""
-    import matplotlib
-
-    return {eta: matplotlib.colormaps["plasma"](0.85 * eta) for eta in etas}
+    colour = load_matplotlib().colormaps["plasma"]
+    return {eta: colour(0.85 * eta) for eta in etas}
 
 
 def draw_estimates(

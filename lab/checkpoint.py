@@ -16,6 +16,7 @@ A training state is another such dictionary, with a format of its own (see train
 """
 
 import io
+import warnings
 from pathlib import Path
 
 from lab.errors import UserError, one_line
@@ -51,7 +52,9 @@ def load(path: str | Path, *keys: str, wanted: str = FORMAT) -> dict:
         UserError: the file is missing, unreadable, truncated, or not of this format.
     """
     try:
-        contents = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about files that are refused anyway
+            contents = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except Exception as error:  # hostile bytes can raise any exception in the unpickler
@@ -60,7 +63,7 @@ def load(path: str | Path, *keys: str, wanted: str = FORMAT) -> dict:
         ) from None
     if not isinstance(contents, dict) or contents.get("format") != wanted:
         found = contents.get("format") if isinstance(contents, dict) else None
-        raise UserError(f"{path} has the format {found!r}, but {wanted!r} is needed")
+        raise UserError(f"{path} has the format {found!r:.100}, but {wanted!r} is needed")
     missing = [key for key in keys if key not in contents]
     if missing:
         raise UserError(f"{path} is not the right kind of file: it has no {', '.join(missing)}")
@@ -95,11 +98,20 @@ def save_model(
 def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[UNet, dict]:
     """Return the UNet of a model checkpoint, in eval mode on `device`, and the whole dictionary.
 
+    Its "unet" and "scheduler" then have all arguments, also those left out in the file, and its
+    "timesteps" are a list.
+
     Raises:
         UserError: as `load`, and if the weights do not fit the network or are not finite.
     """
     contents = load(path, "unet", "scheduler", "image_shape", "weights")
-    return build_model(contents, path, device), contents
+    model = build_model(contents, path, device)
+    scheduler = DDPMScheduler(**contents["scheduler"])
+    full = {"unet": model.config, "scheduler": dict(scheduler.config)}
+    if "timesteps" in contents:
+        scheduler.set_timesteps(timesteps=contents["timesteps"])
+        full["timesteps"] = scheduler.timesteps.tolist()
+    return model, contents | full
 
 
 def build_model(contents: dict, path: str | Path, device: torch.device | str = "cpu") -> UNet:

@@ -129,7 +129,7 @@ def run(main: Callable[[], int | None]) -> None:
         try:
             sys.exit(main())
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {one_line(error, 1000)}", file=sys.stderr)
             sys.exit(2)
         except (MemoryError, RuntimeError) as error:
             problem = problem_of(error)
@@ -139,7 +139,7 @@ def run(main: Callable[[], int | None]) -> None:
             sys.exit(2)
         except OSError as error:
             where = f"{error.filename}: " if error.filename else ""
-            print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+            print(f"error: {where}{error.strerror or error}".replace("\n", " "), file=sys.stderr)
             sys.exit(2)
 
 

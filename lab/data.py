@@ -105,6 +105,13 @@ def load_dataset(
     # a damaged file can fail in torchvision's parser in many ways
     except Exception as error:
         raise UserError(f"cannot read {name} in {raw}: {one_line(error)}") from None
+    classes = len(CLASSES[name])
+    fits = pixels.shape[1:] == (28, 28) and len(pixels) == len(digits) > 0
+    if not fits or not 0 <= digits.min() <= digits.max() < classes:
+        raise UserError(
+            f"{raw} does not hold {name}: it needs images of 28x28 pixels, each with a label "
+            f"from 0 to {classes - 1}"
+        )
     return pixels.unsqueeze(1), digits
 
 

@@ -34,7 +34,9 @@ class Process:
     @property
     def on_this_node(self) -> int:
         """How many of the processes are on this node, as torchrun says."""
-        return int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+        with contextlib.suppress(ValueError):
+            return int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+        return self.world
 
     def share(self, n: int) -> range:
         """Return which of n items belong to this process: equal contiguous parts."""

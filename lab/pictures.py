@@ -1,6 +1,7 @@
 """Image grids and PNG files."""
 
 import io
+import os
 from pathlib import Path
 
 from lab.files import write_atomically
@@ -50,11 +51,18 @@ def save_grid(path: str | Path, images: Tensor, nrow: int, scale: int = 2) -> No
     save_png(path, to_pil(make_grid(images, nrow), scale))
 
 
-def new_figure(rows: int, columns: int, width: float, height: float):
-    """Return a matplotlib figure of width x height inches and its (rows, columns) axes."""
+def load_matplotlib():
+    """Return matplotlib, for pictures without a screen, whatever MPLBACKEND says."""
+    os.environ["MPLBACKEND"] = "Agg"
     import matplotlib
 
     matplotlib.use("Agg")
+    return matplotlib
+
+
+def new_figure(rows: int, columns: int, width: float, height: float):
+    """Return a matplotlib figure of width x height inches and its (rows, columns) axes."""
+    load_matplotlib()
     from matplotlib import pyplot as plt
 
     return plt.subplots(rows, columns, figsize=(width, height), layout="constrained", squeeze=False)

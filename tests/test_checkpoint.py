@@ -113,6 +113,16 @@ def test_the_checkpoint_says_what_the_network_predicts(tiny_checkpoint):
     assert contents["scheduler"]["prediction_type"] == "v_prediction"
 
 
+def test_what_the_file_leaves_out_is_filled_in(tiny_checkpoint, tmp_path):
+    contents = torch.load(tiny_checkpoint, weights_only=True)
+    few = {"beta_schedule": "cosine", "num_train_timesteps": 100}
+    changes = {"scheduler": few, "timesteps": torch.tensor([9, 3]), "teacher": {}}
+    torch.save(contents | changes, tmp_path / "x.pt")
+    _, loaded = checkpoint.load_model(tmp_path / "x.pt")
+    assert loaded["scheduler"]["prediction_type"] == "epsilon"  # diffusers' default
+    assert loaded["timesteps"] == [9, 3]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_of_other_precisions_load_as_float32(tiny_checkpoint, tmp_path, dtype):
     contents = torch.load(tiny_checkpoint, weights_only=True)

@@ -1,7 +1,9 @@
 """lab/data.py: the real files, their SHA-256, and what is refused."""
 
 import gzip
+import math
 import shutil
+import struct
 import subprocess
 from http.client import BadStatusLine
 
@@ -65,6 +67,22 @@ def test_unknown_dataset_and_unwritable_folder(tmp_path):
     with pytest.raises(UserError, match="cannot prepare mnist"):
         data.load_dataset("mnist", "train", tmp_path / "file")
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "labels"), [((5, 27, 27), 5), ((5, 28, 28), 4), ((5, 28, 28), "11")]
+)
+def test_files_of_another_shape_or_with_other_labels_are_refused(shape, labels, tmp_path):
+    """MNIST's files are known by their SHA-256, those of the other data sets are not."""
+    raw = tmp_path / "KMNIST" / "raw"
+    raw.mkdir(parents=True)
+    digits = [1] * labels if isinstance(labels, int) else [1, 2, 3, 4, int(labels)]
+    for name in data.RAW_FILES:
+        sizes, values = ((len(digits),), digits) if "labels" in name else (shape, None)
+        head = struct.pack(f">BBBB{len(sizes)}I", 0, 0, 8, len(sizes), *sizes)
+        (raw / name).write_bytes(head + bytes(values or math.prod(sizes)))
+    with pytest.raises(UserError, match="does not hold kmnist"):
+        data.load_dataset("kmnist", "train", tmp_path)
 
 
 @pytest.mark.parametrize("below", ["", "MNIST", "MNIST/raw"])

@@ -1,8 +1,13 @@
-"""lab/pictures.py: grids."""
+"""lab/pictures.py: grids and figures."""
+
+import os
+import subprocess
+import sys
 
 from lab.pictures import make_grid
 
 import torch
+from helpers import ROOT
 
 
 def test_make_grid_puts_every_image_in_its_place():
@@ -14,3 +19,9 @@ def test_make_grid_puts_every_image_in_its_place():
         cell = grid[0, row * 4 + 1 : row * 4 + 4, column * 5 + 1 : column * 5 + 5]
         assert (cell == i + 1).all()
     assert grid.sum() == images.sum()
+
+
+def test_figures_are_drawn_whatever_the_environment_says():
+    code = "from lab.pictures import new_figure; new_figure(1, 1, 1, 1)"
+    environment = os.environ | {"MPLBACKEND": "nonsense"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
