@@ -134,7 +134,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         help="network calls at which samplers are compared (default: powers of two up to 64)",
     )
-    p.add_argument("--n", type=enough, help="images per cell (default: 1000)")
+    p.add_argument(
+        "--n", type=cli.number(int, MIN_SAMPLES, 10**7), help="images per cell (default: 1000)"
+    )
     p.add_argument(
         "--n-long",
         type=enough,
@@ -142,7 +144,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     p.add_argument(
         "--seeds",
-        type=natural,
+        type=cli.number(int, 1, 1000),
         help="seeds of sampling, at "
         f"{', '.join(map(str, HEADLINE))} steps, and seeds of training (default: 3)",
     )
@@ -235,8 +237,7 @@ def run(args: argparse.Namespace, process: Process) -> int:
             load_dataset("mnist", split, args.data)
         load_classifier()
         refresh(read_report(report), {})
-        if (study.out / "results.csv").exists():
-            read_text(study.out / "results.csv")
+        read_csv(study.out / "results.csv")
         (study.out / "cells").mkdir(parents=True, exist_ok=True)
     process.barrier()
 
@@ -312,24 +313,42 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not a text file in UTF-8: move it away") from None
 
 
+def identity(line: dict) -> tuple[str, ...]:
+    """Return what tells a line of results.csv from others: its cell."""
+    return tuple(str(line[field.name]) for field in fields(Cell))
+
+
+def read_csv(path: Path) -> dict[tuple[str, ...], dict]:
+    """Return the lines of results.csv by their cells; none if there is no file.
+
+    Raises:
+        UserError: it is not a file that `write_csv` wrote. It would be lost.
+    """
+    if not path.exists():
+        return {}
+    try:
+        lines = list(csv.DictReader(io.StringIO(read_text(path)), strict=True))
+        found = {identity(line): line for line in lines}
+    except (csv.Error, KeyError):  # a column of the cells is missing
+        lines, found = [{None: None}], {}
+    if len(found) < len(lines) or any(None in line or None in line.values() for line in lines):
+        raise UserError(f"{path} is not a results.csv of the study: move it away")
+    return found
+
+
 def write_csv(path: Path, rows: dict[Cell, dict], keep_others: bool) -> None:
     """Write one line per cell; a list (the counts of the digits) with spaces between.
 
     Args:
         keep_others: whether lines of the file whose cells are not in `rows` stay.
     """
-
-    def identity(line: dict) -> tuple[str, ...]:
-        return tuple(str(line.get(field.name, "")) for field in fields(Cell))
-
     lines: dict[tuple[str, ...], dict] = {}
     for cell, row in rows.items():
         flat = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()}
         flat = {k: "" if v is None else v for k, v in flat.items()}
         lines[identity(asdict(cell) | {"eta": "" if cell.eta is None else cell.eta})] = flat
-    if path.exists():  # lines keep their place
-        old = {identity(line): line for line in csv.DictReader(io.StringIO(read_text(path)))}
-        lines = {i: old[i] for i in old if keep_others or i in lines} | lines
+    old = read_csv(path)  # lines keep their place
+    lines = {i: old[i] for i in old if keep_others or i in lines} | lines
     if not lines:
         return
     buffer = io.StringIO()

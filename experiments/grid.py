@@ -146,6 +146,8 @@ def load_subjects(
         unique = stems.count(stems[i]) == 1
         label = stems[i] if unique else str(path)
         label = labels[i] if labels else label
+        if not label.isprintable() or set("$|<") & set(label):
+            raise UserError(f"call {path} something else: its name must fit into a table")
         folder = Path(path).resolve().parent
         subjects.append(Subject(label, shown(path), sha256, model, contents, folder=folder))
     return subjects
@@ -167,13 +169,19 @@ def load_relatives(subject: Subject, ending: str, device: torch.device) -> dict[
     stem, found = Path(subject.path).stem, {}
     for path in subject.folder.glob("*.pt"):
         if match := re.fullmatch(f"{re.escape(stem)}-{ending}", path.stem):
+            if int(match[1]) in found:
+                raise UserError(f"{path} and {found[int(match[1])]} are the same: move one away")
             found[int(match[1])] = path
     numbers = sorted(found)
     paths = [found[number] for number in numbers]
     loaded = load_subjects(paths, device, are_students=ending == STUDENTS)
-    for relative in loaded:
+    relatives = dict(zip(numbers, loaded, strict=True))
+    for number, relative in relatives.items():
         check_relative(relative, subject)
-    return dict(zip(numbers, loaded, strict=True))
+        steps = len(relative.contents.get("timesteps", ()))
+        if ending == STUDENTS and steps != number:
+            raise UserError(f"{relative.path} is a student of {steps} steps: rename it")
+    return relatives
 
 
 def check_relative(relative: Subject, subject: Subject) -> None:
@@ -183,9 +191,12 @@ def check_relative(relative: Subject, subject: Subject) -> None:
         UserError: it does not.
     """
     is_student = "timesteps" in relative.contents
-    origin, fact = ("teacher", "run") if is_student else ("training", "args")
+    mine, of = subject.contents["training"], relative.contents
     try:
-        belongs = relative.contents[origin][fact] == subject.contents["training"][fact]
+        if is_student:
+            belongs = of["teacher"]["run"] == mine["run"]
+        else:  # a run may go on for longer than its arguments say
+            belongs = of["training"]["run"] == mine["run"] or of["training"]["args"] == mine["args"]
     except (KeyError, TypeError):  # a file that does not say where it comes from
         belongs = False
     if not belongs:
@@ -344,7 +355,7 @@ def read_row(folder: Path, cell: Cell, subject: Subject, data_dir: str) -> dict:
     """Return the row of a kept cell. Its images are scored again if metrics.py has changed."""
     path = folder / f"{cell.name}.json"
     row = read_json(path)
-    if row["metrics_key"] != metrics_key():
+    if row.get("metrics_key") != metrics_key():
         row |= score(read_images(folder, cell), subject, data_dir)
         write_json(path, row)
     return asdict(cell) | {column: value for column, value in row.items() if column != "images_key"}

@@ -163,19 +163,25 @@ def is_complete(path: Path, training: Training) -> bool:
 def train(training: Training, path: Path, process: Process, data_dir: str) -> None:
     """Run train.py, from its last saved state if there is one. It is a process of its own."""
     state = path.with_suffix(".state.pt")
-    new = [*training.arguments(), "--out", str(path), "--samples", str(path.parent / "samples")]
-    how = ["--resume", str(state)] if state.exists() else new
-    where = ["--device", str(process.device), "--data", data_dir]
+    new = [*training.arguments(), f"--out={path}", f"--samples={path.parent / 'samples'}"]
+    how = [f"--resume={state}"] if state.exists() else new
+    where = [f"--device={process.device}", f"--data={data_dir}"]
     several = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE")  # what torchrun tells its processes
     environment = {k: v for k, v in os.environ.items() if k not in several}
     command = [sys.executable, str(ROOT / "train.py"), *how, *where]
 
+    signals = []
+
+    def pass_on(number: int, _frame: object) -> None:
+        signals.append(number)
+        child.send_signal(number)
+
     with (
         subprocess.Popen(command, env=environment) as child,
-        cli.handle_stop_signals(lambda number, _: child.send_signal(number)),
+        cli.handle_stop_signals(pass_on),
     ):
-        code = child.wait()  # after a signal train.py saves, and ends with 128 + its number
-    if code - 128 in cli.stop_signals():
-        raise cli.Stopped(code)
+        code = child.wait()  # after a signal train.py saves, if it has begun
+    if signals:
+        raise cli.Stopped(128 + signals[0])
     if code:
         raise UserError(f"training {training.name} failed: see above")

@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
+import signal
 import sys
+import threading
 from dataclasses import replace
 
+from lab import cli
 from lab.data import to_model_range, to_uint8
 from lab.distributed import Process
 from lab.errors import UserError
@@ -185,6 +189,14 @@ def test_checkpoints_have_different_labels(tiny_checkpoint, tmp_path):
     assert len({s.label for s in grid.load_subjects(copies, CPU)}) == 3
     with pytest.raises(UserError, match="twice"):
         grid.load_subjects([copies[0], copies[0]], CPU)
+
+
+@pytest.mark.parametrize("name", ["a|b", "a\nb", "a$x$", "a<b", "a\udcff"])
+def test_names_that_would_break_a_table_or_a_figure_are_refused(name, tiny_checkpoint, tmp_path):
+    path = tmp_path / f"{name}.pt"
+    path.write_bytes(tiny_checkpoint.read_bytes())
+    with pytest.raises(UserError, match="something else"):
+        grid.load_subjects([path], CPU)
 
 
 def test_no_checkpoint_is_called_as_the_exact_denoiser(tiny_checkpoint):
@@ -371,6 +383,22 @@ def test_a_training_is_run_once_and_is_what_its_name_says(tmp_path, data_dir, mo
     monkeypatch.setattr(trainings, "training_key", lambda *args: "another")
     with pytest.raises(AssertionError, match="trained again"):
         trainings.run_trainings(mine, ALONE, tmp_path, str(data_dir), NO_BAR)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="it has no signals")
+def test_a_stop_while_a_training_begins_is_a_stop(tmp_path, monkeypatch):
+    """The child has no handler yet and dies of the signal: that is no failed training."""
+    begin = trainings.subprocess.Popen
+
+    def popen(*args, **options):
+        threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return begin([sys.executable, "-c", "import time; time.sleep(60)"])
+
+    monkeypatch.setattr(trainings.subprocess, "Popen", popen)
+    training = Training("v", Schedule("linear"), "uniform", 5, 128)
+    with pytest.raises(cli.Stopped) as stopped:
+        trainings.train(training, tmp_path / "x.pt", ALONE, "data")
+    assert stopped.value.code == 128 + signal.SIGTERM
 
 
 def test_a_training_is_told_nothing_of_torchrun(tmp_path, monkeypatch):

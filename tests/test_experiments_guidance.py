@@ -1,5 +1,6 @@
 """experiments/guidance.py, by fake rows and by images of known digits."""
 
+import re
 from dataclasses import replace
 
 from lab.distributed import Process
@@ -166,18 +167,34 @@ def test_relatives_are_named_after_the_checkpoint(tmp_path, monkeypatch):
 
     def load(paths, device, are_students):
         asked.append(are_students)
-        return [path.name for path in paths]
+        steps = [int(re.search(r"-(?:step)?(\d+)", path.stem)[1]) for path in paths]
+        contents = [{"timesteps": [*range(n)]} for n in steps]
+        return [
+            replace(LABELLED, path=p.name, contents=c) for p, c in zip(paths, contents, strict=True)
+        ]
 
     monkeypatch.setattr(grid, "check_relative", lambda relative, subject: None)
-
     monkeypatch.setattr(grid, "load_subjects", load)
     subject = Subject("a", "a.pt", "0" * 64, None, CONFIG, folder=tmp_path)
     students = grid.load_relatives(subject, grid.STUDENTS, ALONE.device)
-    assert students == {1: "a-1step.pt", 8: "a-8steps.pt"}
+    assert {k: s.path for k, s in students.items()} == {1: "a-1step.pt", 8: "a-8steps.pt"}
     assert list(students) == [1, 8]
     snapshots = grid.load_relatives(subject, grid.SNAPSHOTS, ALONE.device)
-    assert snapshots == {100: "a-step100.pt"}
+    assert {k: s.path for k, s in snapshots.items()} == {100: "a-step100.pt"}
     assert asked == [True, False]
+    (tmp_path / "a-8step.pt").touch()
+    with pytest.raises(UserError, match="are the same"):
+        grid.load_relatives(subject, grid.STUDENTS, ALONE.device)
+
+
+def test_a_student_whose_name_says_another_number_of_steps_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "a-5steps.pt").touch()
+    monkeypatch.setattr(grid, "check_relative", lambda relative, subject: None)
+    student = replace(LABELLED, path="a-5steps.pt", contents={"timesteps": [7, 3]})
+    monkeypatch.setattr(grid, "load_subjects", lambda *args, **options: [student])
+    subject = Subject("a", "a.pt", "0" * 64, None, CONFIG, folder=tmp_path)
+    with pytest.raises(UserError, match="a-5steps.pt is a student of 2 steps"):
+        grid.load_relatives(subject, grid.STUDENTS, ALONE.device)
 
 
 def test_relatives_that_belong_to_another_checkpoint_are_refused():
@@ -186,11 +203,12 @@ def test_relatives_that_belong_to_another_checkpoint_are_refused():
     subject = replace(LABELLED, contents=CONFIG | {"training": mine})
     student = {"timesteps": [7, 3], "teacher": mine, "training": {"run": "9", "args": {}}}
     snapshot = {"training": {"run": "2", "args": {"seed": 0}}}  # the same command, run again
-    for contents in (student, snapshot):
+    shorter = {"training": {"run": "1", "args": {"seed": 0, "steps": 9}}}  # then resumed for longer
+    for contents in (student, snapshot, shorter):
         grid.check_relative(replace(LABELLED, contents=contents), subject)
     for contents in (
         student | {"teacher": mine | {"run": "2"}},
-        {"training": mine | {"args": {"seed": 1}}},
+        {"training": {"run": "2", "args": {"seed": 1}}},
         {"timesteps": [7, 3], "training": mine},  # it does not say whose student it is
         {},
     ):

@@ -93,6 +93,20 @@ def test_compile_without_a_compiler_is_refused(tiny_checkpoint, run, monkeypatch
 # ------------------------------------------------------------------------------- results.csv
 
 
+@pytest.mark.parametrize(
+    "text", ["name;value\na;1\n", f'model,n\n"{"x" * 200_000}', "model\n1,2\n"]
+)
+def test_another_results_csv_is_refused_before_the_work(
+    text, tiny_checkpoint, tmp_path, run_here, data_dir
+):
+    (tmp_path / "out").mkdir()
+    path = tmp_path / "out" / "results.csv"
+    path.write_text(text)
+    options = ("--steps", 1, "--n", 100, "--ckpt", tiny_checkpoint, "--data", data_dir)
+    assert_refused(run_here("study.py", "steps", *options, "--out", "out"), "results.csv")
+    assert path.read_text() == text and not list(tmp_path.glob("out/cells/*"))
+
+
 def csv_of(path):
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
