@@ -29,7 +29,7 @@ from pathlib import Path
 
 from lab import cli
 from lab.checkpoint import build_model, load_model
-from lab.data import DATASETS
+from lab.data import CLASSES, DATASETS
 from lab.errors import UserError
 
 import torch
@@ -99,9 +99,12 @@ def dataset_of(contents: dict, path: str) -> str:
         UserError: it does not say so.
     """
     try:
-        return contents["training"]["args"]["dataset"]
+        dataset = contents["training"]["args"]["dataset"]
     except (KeyError, TypeError):
-        raise UserError(f"{path} does not say what it has learned: give --dataset") from None
+        dataset = None
+    if not isinstance(dataset, str):
+        raise UserError(f"{path} does not say what it has learned: give --dataset")
+    return dataset
 
 
 # ----------------------------------------------------------- Algorithm 2 of Salimans & Ho 2022
@@ -205,6 +208,8 @@ class Distillation(Run):
         model, self.teacher = (build_model(source, path, images.device) for _ in range(2))
         if tuple(source["image_shape"]) != tuple(images.shape[1:]):
             raise UserError(f"{path} makes images of another shape than those of {recipe.dataset}")
+        if model.config["num_classes"] not in (0, len(CLASSES[recipe.dataset])):
+            raise UserError(f"{path} has other classes than {recipe.dataset}")
         self.source, scheduler = source, DDPMScheduler(**source["scheduler"])
         self.all_timesteps = teacher_timesteps(scheduler, recipe, source.get("timesteps"), path)
         rounds = (recipe.teacher_steps // recipe.student_steps).bit_length() - 1

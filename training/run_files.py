@@ -107,7 +107,7 @@ class RunFiles:
         return found
 
     def check_run(self, run: str) -> None:
-        """Check that the log and the checkpoints, where they exist, are of this run.
+        """Check that the log, the state and the checkpoints, where they exist, are of this run.
 
         Raises:
             UserError: a file belongs to another run, which resuming would overwrite.
@@ -115,18 +115,19 @@ class RunFiles:
         from lab.checkpoint import load
 
         for path in self._existing():
-            if path.suffix != ".pt" or path == self.state:
+            if path.suffix != ".pt":
                 continue
-            training = load(path).get("training")
-            if not isinstance(training, dict) or training.get("run") != run:
-                raise UserError(f"{path} is of another run than {self.state}: move it")
+            is_state = path == self.state
+            owner = load(path, wanted=STATE_FORMAT) if is_state else load(path).get("training")
+            if not isinstance(owner, dict) or owner.get("run") != run:
+                raise UserError(f"{path} is of another run than the one to resume: move it")
         if self.log.exists():
             first = self.log.read_text(errors="replace").partition("\n")[0]
             owner = None
             with contextlib.suppress(ValueError, AttributeError):
                 owner = json.loads(first).get("run")
             if owner not in (None, run):
-                raise UserError(f"{self.log} is of another run than {self.state}: move it")
+                raise UserError(f"{self.log} is of another run than the one to resume: move it")
 
     # ------------------------------------------------------------------------------- log and curve
 
