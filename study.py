@@ -329,9 +329,11 @@ def read_csv(path: Path) -> dict[tuple[str, ...], dict]:
     try:
         lines = list(csv.DictReader(io.StringIO(read_text(path)), strict=True))
         found = {identity(line): line for line in lines}
+        is_whole = not any(None in (*line, *line.values()) for line in lines)  # in every row
+        is_mine = is_whole and len(found) == len(lines)
     except (csv.Error, KeyError):  # a column of the cells is missing
-        lines, found = [{None: None}], {}
-    if len(found) < len(lines) or any(None in line or None in line.values() for line in lines):
+        is_mine = False
+    if not is_mine:
         raise UserError(f"{path} is not a results.csv of the study: move it away")
     return found
 

@@ -144,10 +144,9 @@ def draw_and_tell(run: Run, files: RunFiles) -> None:
     """Draw the samples and the loss curve of a finished run, and print where its files are."""
     preview(run, run.grid_path(files))
     files.draw_loss_curve(run.log, run.loss_name)
-    there = [
-        path for path in run.checkpoints(files) if path.exists()
-    ]  # with --resume --out not all
-    print("\n".join(f"checkpoint  {path}" for path in there))
+    for path in run.checkpoints(files):
+        if path.exists():  # after --resume with --out some have another name
+            print(f"checkpoint  {path}")
     print(f"samples     {run.grid_path(files)}")
     print(f"loss curve  {files.loss_curve}\nlog         {files.log}")
 
