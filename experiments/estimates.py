@@ -51,10 +51,10 @@ def z_score(a: Estimate, b: Estimate) -> float:
     It is 0 for equal means, and infinite for different means without an error: the figures of
     images that are all the same have none.
     """
-    difference, se = a.mean - b.mean, math.hypot(a.se, b.se)
-    if se == 0:
-        return math.copysign(math.inf, difference) if difference else 0.0
-    return difference / se
+    d = difference(a, b)
+    if d.se == 0:
+        return math.copysign(math.inf, d.mean) if d.mean else 0.0
+    return d.mean / d.se
 
 
 def excess(e: Estimate, reference: float) -> Estimate:
@@ -62,6 +62,11 @@ def excess(e: Estimate, reference: float) -> Estimate:
     if e.mean - reference <= 2 * e.se:
         return Estimate(math.nan, math.nan)
     return Estimate(e.mean - reference, e.se, e.runs)
+
+
+def difference(a: Estimate, b: Estimate) -> Estimate:
+    """Return a - b, for independent a and b."""
+    return Estimate(a.mean - b.mean, math.hypot(a.se, b.se))
 
 
 def quotient(a: Estimate, b: Estimate) -> Estimate:

@@ -7,14 +7,18 @@ denoiser and real images is about the steps' error, and the gap between a networ
 denoiser is about the network's error. Only about: Fréchet distances do not add up, and at low noise
 the exact denoiser repairs what earlier steps did wrong (see ranges.py).
 
-The exact denoiser makes copies of training images, which Fréchet distance and KID do not punish. A
-second table has novelty and copies (see copying.py), where test images score 1 and 5 %. The first
-table has ± a 95 % interval for a run with another seed, the second ± the standard error.
+Does noise correct errors of the network? Then the largest η has a lead over the smallest one with
+the network, and less of a lead with the exact denoiser, which makes no error. A second table has
+both leads. Their difference is small, so it gets SEEDS seeds where steps are few.
 
-Writes both tables, and exact.png for the smallest and the largest η.
+The exact denoiser makes copies of training images, which Fréchet distance and KID do not punish. A
+third table has novelty and copies (see copying.py), where test images score 1 and 5 %. The first
+table has ± a 95 % interval for a run with another seed, the others ± the standard error.
+
+Writes the tables, and exact.png for the smallest and the largest η.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -23,14 +27,16 @@ from lab.pictures import new_figure, save_figure
 
 from experiments.common import HEADLINE, LONG, Study
 from experiments.denoiser import EXACT, exact_subject
-from experiments.estimates import Results, short_names
+from experiments.estimates import Results, difference, short_names, z_score
 from experiments.figures import draw_estimates
-from experiments.grid import make_cells
-from experiments.tables import markdown_table, with_margin, with_se
+from experiments.grid import Subject, make_cells
+from experiments.tables import markdown_table, signed, with_margin, with_se
 
 TITLE = "The exact denoiser: the steps' error alone"
-TABLES = ("exact", "exact-copies")
+TABLES = ("exact", "exact-leads", "exact-copies")
 FIGURES = {"exact.png": "Fréchet distance of the exact denoiser and of the networks against steps"}
+
+SEEDS, FEW = 10, 20  # seeds of the leads, at FEW steps or less (unless the study has few seeds)
 
 
 def run(study: Study) -> dict[str, str]:
@@ -44,12 +50,29 @@ def run(study: Study) -> dict[str, str]:
     subject = exact_subject(images, study.subjects[0])
     cells = make_cells([subject], steps, s.etas, s.images, s.repetitions)
     exact = study.measure(cells, [subject])
+    leads = measure_leads(study, [subject, *study.subjects], [n for n in steps if n in HEADLINE])
     if not study.process.is_first:
         return {}
     results = joined(exact, networks)
     etas = list(dict.fromkeys(study.extremes))
     draw_exact(results, etas, study.reference(results.n), study.out / "exact.png")
-    return tables(results)
+    low, high = study.extremes
+    more = {"exact-leads": leads_table(leads)} if leads.steps and low < high else {}
+    return tables(results) | more
+
+
+def measure_leads(study: Study, models: Sequence[Subject], steps: Sequence[int]) -> Results:
+    """Return the results of the models at the smallest and the largest eta, with many seeds."""
+    s = study.settings
+    many = SEEDS if s.seeds >= 3 else s.seeds
+    cells = make_cells(
+        models,
+        steps,
+        list(dict.fromkeys(study.extremes)),
+        s.images,
+        lambda n: max(many, s.repetitions(n)) if n <= FEW else s.repetitions(n),
+    )
+    return study.measure(cells, models)
 
 
 def joined(exact: Results, networks: Results) -> Results:
@@ -79,6 +102,30 @@ def distances_table(results: Results) -> str:
         row = [with_margin(results.estimate(label, s, eta)) for s in results.steps]
         rows.append([f"{name}, η = {eta:g}", *row])
     return markdown_table(["steps", *results.steps], rows)
+
+
+def leads_table(results: Results) -> str:
+    """Return the lead of the largest eta over the smallest, and z of the networks' against exact's.
+
+    One row per model, one column per number of steps.
+    """
+    low, high = results.etas[0], results.etas[-1]
+    leads = {
+        label: [
+            difference(*(results.estimate(label, s, eta) for eta in (low, high)))
+            for s in results.steps
+        ]
+        for label in names(results)
+    }
+    runs = {s: len(results.at(EXACT, s, low)) for s in results.steps}
+    rows = [["*n × seeds*", *(f"*{results.images(s):,} × {runs[s]}*" for s in results.steps)]]
+    rows += [[name, *map(with_se, leads[label])] for label, name in names(results).items()]
+    for label, name in names(results).items():
+        if label != EXACT:
+            zs = (z_score(a, b) for a, b in zip(leads[label], leads[EXACT], strict=True))
+            rows.append([f"z, {name} against exact", *map(signed, zs)])
+    head = f"lead of η = {high:g} over η = {low:g}"
+    return markdown_table([head, *(f"{s} steps" for s in results.steps)], rows)
 
 
 def copies_table(results: Results, steps: int) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 
 from lab.data import to_model_range, to_uint8
 from lab.distributed import Process
@@ -356,11 +357,46 @@ def test_exact_has_a_row_per_model_and_eta(study):
         "| ε, η = 0.5 | 1007.5 ± 1.4 | 207.5 ± 1.4 | 57.5 ± 1.2 | 27.5 ± 1.2 |",
         "| ε, η = 1 | 1012.0 ± 1.4 | 212.0 ± 1.4 | 62.0 ± 1.2 | 32.0 ± 1.2 |",
     ]
+    assert tables["exact-leads"].splitlines() == [
+        "| lead of η = 1 over η = 0 | 20 steps | 50 steps |",
+        "| --- | ---: | ---: |",
+        "| *n × seeds* | *100 × 2* | *100 × 2* |",
+        "| exact | −9.0 ± 0.5 | −9.0 ± 0.5 |",
+        "| v | −9.0 ± 0.5 | −9.0 ± 0.5 |",
+        "| ε | −9.0 ± 0.5 | −9.0 ± 0.5 |",
+        "| z, v against exact | +0.0 | +0.0 |",
+        "| z, ε against exact | +0.0 | +0.0 |",
+    ]
     lines = tables["exact-copies"].splitlines()
     assert lines[0] == "| 50 steps | novelty | copies |"
     assert lines[2] == "| exact, η = 0 | 0.00 ± 0.00 | 100.0% ± 0.0% |"
     assert lines[-1] == "| ε, η = 1 | 1.00 ± 0.00 | 5.0% ± 0.7% |"
     assert (study.out / "exact.png").stat().st_size > 5000
+
+
+def test_leads_have_many_seeds_where_steps_are_few(study):
+    study.settings = replace(study.settings, seeds=3, etas=(0.0, 1.0))
+    exact.run(study)
+    for steps, seeds in ((5, 1), (20, exact.SEEDS), (50, 3)):
+        cells = [cell for cell in study.rows if cell.steps == steps]
+        assert {(c.model, c.eta) for c in cells} == set(product(("exact", "net", "eps"), (0, 1)))
+        assert len(cells) == 3 * 2 * seeds
+
+
+def test_a_lead_is_a_difference_with_the_error_of_both():
+    """Network: 9 - 5 = 4 with error sqrt(0.3^2 + 0.4^2). Exact: 3 - 2 = 1 with error 0.5."""
+    frechet = {("net", 0.0): 9, ("net", 1.0): 5, ("exact", 0.0): 3, ("exact", 1.0): 2}
+    rows = [
+        {"model": model, "sampler": "ddim", "prediction": "v", "steps": 20, "eta": eta, "n": 100}
+        | {"frechet": float(value), "frechet_se": 0.4 if eta else 0.3}
+        for (model, eta), value in frechet.items()
+    ]
+    lines = exact.leads_table(Results(rows)).splitlines()
+    assert lines[3:] == [
+        "| exact | 1.0 ± 0.5 |",
+        "| v | 4.0 ± 0.5 |",
+        f"| z, v against exact | {3 / 0.5**0.5:+.1f} |",
+    ]
 
 
 def test_exact_without_few_steps_has_no_table(study):
