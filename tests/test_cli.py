@@ -8,6 +8,7 @@ import sys
 import time
 
 from lab import cli
+from lab.errors import UserError
 
 import pytest
 from helpers import command
@@ -54,6 +55,19 @@ def test_only_what_the_user_can_solve_is_one_line(error, words, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.run(main)
     assert ended.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [UserError("a\nb"), FileNotFoundError(2, "No such file", "a\nb"), OSError("a\nb")]
+)
+def test_an_error_is_one_line_even_if_a_name_has_two(error, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit):
+        cli.run(main)
+    message = capsys.readouterr().err
+    assert message.startswith("error: a b") and message.count("\n") == 1
 
 
 @pytest.mark.parametrize(

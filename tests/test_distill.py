@@ -6,6 +6,7 @@ import signal
 import subprocess
 
 from lab.checkpoint import load_model
+from lab.errors import UserError
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from helpers import assert_refused, command
 
 import distill
 from diffusion import sample
-from scheduler import PREDICTION_TYPES, DDIMScheduler
+from scheduler import PREDICTION_TYPES, DDIMScheduler, DDPMScheduler
+from unet import UNet
 
 SHORT = ("--teacher-steps", 8, "--updates", 1, "--batch-size", 8, "--log-every", 1)
 
@@ -119,6 +121,15 @@ def test_every_share_of_a_batch_has_the_whole_batchs_draws():
 
     parts = (loss(range(0, 3)) + loss(range(3, 6))) / 2
     torch.testing.assert_close(parts, loss(None))
+
+
+def test_a_teacher_of_other_classes_is_refused(train_split):
+    network = UNet(channels=8, num_classes=5)
+    config = dict(DDPMScheduler(prediction_type="v_prediction").config)
+    source = {"unet": network.config, "scheduler": config, "image_shape": (1, 28, 28)}
+    source |= {"weights": network.state_dict(), "classes": list("abcde")}
+    with pytest.raises(UserError, match="five.pt has other classes than mnist"):
+        distill.Distillation(distill.Recipe(), *train_split, source, "five.pt")
 
 
 def test_only_the_student_moves(tiny_checkpoint, train_split):
@@ -309,7 +320,7 @@ def test_a_student_without_its_timesteps_is_refused(distilled, run_here, tmp_pat
 
 def test_a_teacher_that_does_not_say_what_it_has_learned(tiny_checkpoint, run_here, tmp_path):
     contents = torch.load(tiny_checkpoint, weights_only=True)
-    for training in ({}, {"args": None}, None):
+    for training in ({}, {"args": None}, {"args": {"dataset": ["mnist"]}}, None):
         torch.save(contents | {"training": training}, tmp_path / "bad.pt")
         assert_refused(run_here("distill.py", "--ckpt", "bad.pt"), "bad.pt", "--dataset")
 

@@ -342,6 +342,21 @@ def test_resuming_writes_what_is_missing(run_here, data_dir, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_state_of_another_run_is_not_overwritten_by_resuming(run_here, data_dir, tmp_path):
+    arguments = (*TINY, "--steps", 2, "--data", data_dir)
+    for name in ("a", "b"):
+        assert run_here("train.py", *arguments, "--out", f"{name}.pt").returncode == 0
+    for name in ("b.pt", "b.jsonl"):
+        (tmp_path / name).unlink()
+    before = (tmp_path / "b.state.pt").read_bytes()
+    more = ("--resume", "a.state.pt", "--steps", 3, "--data", data_dir, "--out", "b.pt")
+    done = run_here("train.py", *more)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: b.state.pt is of another run")
+    assert (tmp_path / "b.state.pt").read_bytes() == before
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["log", "checkpoint"])
 def test_files_of_another_run_are_not_overwritten_by_resuming(run_here, data_dir, tmp_path, kind):
     """Somebody put an old state back beside the files of a newer run."""
@@ -381,6 +396,11 @@ def test_what_a_launcher_left_in_the_environment_is_named(monkeypatch, run_here,
         monkeypatch.setenv(name, value)
     for script, *arguments in (("train.py",), ("infer.py", "--ckpt", "x.pt")):
         assert_refused(run_here(script, *arguments), "WORLD_SIZE", "torchrun")
+
+
+def test_a_local_world_size_that_is_no_number_is_left_out(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "abc")
+    assert Process(torch.device("cpu"), world=3).on_this_node == 3
 
 
 def test_processes_that_cannot_connect_are_one_line(monkeypatch, run_here):
