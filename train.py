@@ -74,11 +74,17 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
 
 
 def make_parser() -> cli.Parser:
-    natural = cli.number(int, 1)
     p = cli.Parser(__doc__)
     p.set_defaults(**asdict(Recipe()))
+    add_run(p.add_argument_group("what to train"))
+    add_places(p.add_argument_group("where"))
+    add_recipe(p.add_argument_group("how"))
+    return p
 
-    main = p.add_argument_group("what to train")
+
+def add_run(main: argparse._ArgumentGroup) -> None:
+    """Add what is trained, how long, and with which seed."""
+    natural = cli.number(int, 1)
     main.add_argument(
         "--pred",
         choices=PRED_OPTIONS,
@@ -108,7 +114,9 @@ def make_parser() -> cli.Parser:
         "may change",
     )
 
-    where = p.add_argument_group("where")
+
+def add_places(where: argparse._ArgumentGroup) -> None:
+    """Add the files of the run, the device, and how often it saves."""
     where.add_argument(
         "--out",
         type=cli.output_file(".pt"),
@@ -118,14 +126,16 @@ def make_parser() -> cli.Parser:
     add_options(where)
     where.add_argument(
         "--keep",
-        type=natural,
+        type=cli.number(int, 1),
         nargs="+",
         default=[],
         metavar="STEP",
         help="also keep the checkpoint of these steps, as OUT-step<STEP>.pt",
     )
 
-    how = p.add_argument_group("how")
+
+def add_recipe(how: argparse._ArgumentGroup) -> None:
+    """Add the optimizers, the density of t, the network and the noise schedule."""
     add_optimizer_options(how)
     how.add_argument(
         "--density",
@@ -160,7 +170,6 @@ def make_parser() -> cli.Parser:
         help="the range of x_0: black becomes minus this, white this, and gray stays in (-1, 1). "
         "Above 1, small errors of black and white pixels do not show in the image",
     )
-    return p
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def distances_table(results: Results) -> str:
 def leads_table(results: Results) -> str:
     """Return the lead of the largest eta over the smallest, and z of the networks' against exact's.
 
-    One row per model, one column per number of steps.
+    A row for each model, a column for each number of steps.
     """
     low, high = results.etas[0], results.etas[-1]
     leads = {
