@@ -2,8 +2,11 @@
 
 The exact denoiser (see denoiser.py) takes the place of the network in one range of log-SNR at a
 time. Then the two change roles. The log-SNR, log(ᾱ / (1 − ᾱ)), rises while an image is made, so the
-ranges are in the order in which sampling passes them. All cells of mixtures have seed 0, and so
-the same noise. ± is the standard error.
+ranges are in the order in which sampling passes them.
+
+A mixture has the same noise as the model that it differs from in one range only, and so most of its
+images are nearly the same. This makes the change of the Fréchet distance more certain than the
+distances: their errors have most of it in common, and it cancels. ± is the standard error.
 
 Two papers compare deterministic sampling (an ODE, η = 0) with noisy sampling (an SDE, like η = 1).
 Cao et al. 2023 (arXiv:2306.02063) find that noise helps against an error made early, and that
@@ -14,14 +17,17 @@ discretisation error.
 One caution. At low noise the exact denoiser predicts the nearest training image, whatever the steps
 before have made. So it also repairs errors that were made earlier.
 
-Writes one table per checkpoint.
+Writes two tables per checkpoint: the distances, and their changes.
 """
 
 import math
-from itertools import pairwise
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise, product
 
 from lab.data import load_dataset
 
+import metrics
 from experiments.common import Study
 from experiments.denoiser import (
     EXACT,
@@ -30,60 +36,90 @@ from experiments.denoiser import (
     mixed_subject,
     timesteps_in_range,
 )
-from experiments.estimates import Results
-from experiments.grid import Subject, make_cells
-from experiments.tables import captioned, markdown_table, with_se
+from experiments.estimates import Estimate, Results, estimate
+from experiments.grid import Cell, Subject, make_cells
+from experiments.tables import captioned, markdown_table, signed_with_se, with_se
 
 TITLE = "Where the network's error sits"
-TABLES = ("ranges",)
+TABLES = ("ranges", "ranges-changes")
 FIGURES = {}
 
 STEPS = 20
 RANGES = list(pairwise((-math.inf, -3.0, -1.0, 1.0, 3.0, math.inf)))  # low < log-SNR <= high
 
+Text = Callable[[str, str, float], str]  # of a model, a mixture that changes it, and eta
+
 
 def run(study: Study) -> dict[str, str]:
-    """Return the table."""
+    """Return the tables."""
     s = study.settings
     etas = list(dict.fromkeys(study.extremes))
     images = load_dataset("mnist", "train", s.data_dir)[0].to(study.process.device)
-    blocks = []
+    blocks: dict[str, list[str]] = {}
     for subject in study.subjects:
         exact = exact_subject(images, subject)
-        steps = [min(STEPS, subject.num_train_timesteps)]
+        steps = min(STEPS, subject.num_train_timesteps)
         pairs = [(subject, exact), (exact, subject)]
         mixed = [mixed_subject(*pair, *bounds) for bounds in RANGES for pair in pairs]
-        cells = make_cells(pairs[0], steps, etas, s.images, s.repetitions)
-        cells += make_cells(mixed, steps, etas, lambda _: s.n)
-        results = study.measure(cells, [*pairs[0], *mixed])
+        models = [subject, exact, *mixed]
+        cells = make_cells(models, [steps], etas, s.images, s.repetitions)
+        results = study.measure(cells, models)
         if study.process.is_first:
-            blocks.append(ranges_table(results, subject))
-    return {"ranges": "\n\n".join(blocks)} if blocks else {}
+            for name, table in tables(study, cells, results, subject).items():
+                blocks.setdefault(name, []).append(captioned(subject.title, table))
+    return {name: "\n\n".join(texts) for name, texts in blocks.items()}
 
 
-def ranges_table(results: Results, subject: Subject) -> str:
-    """Return the Fréchet distances of a network: one row per range, and one for everywhere.
+def tables(
+    study: Study, cells: Sequence[Cell], results: Results, subject: Subject
+) -> dict[str, str]:
+    """Return the tables of a network, without captions.
 
     Args:
-        results: the cells of the network, the exact denoiser and their mixtures, at one number of
-            steps. Those of other networks may be among them.
+        cells, results: of the network, the exact denoiser and their mixtures, at one number of
+            steps.
     """
-    steps = results.steps[0]
-    pairs = {"exact here, network elsewhere": (subject.label, EXACT)}
-    pairs |= {"network here, exact elsewhere": (EXACT, subject.label)}
-    head = [f"{name}, η = {eta:g}" for name in pairs for eta in results.etas]
+    steps, by_setting = results.steps[0], defaultdict(list)
+    for cell in cells:
+        by_setting[cell.model, cell.eta].append(cell)
 
-    def row_of(name: str, count: int, labels: list[str]) -> list[object]:
-        settings = [(label, eta) for label in labels for eta in results.etas]
-        return [name, count, *(with_se(results.estimate(label, steps, e)) for label, e in settings)]
+    def distance(_model: str, mixture: str, eta: float) -> str:
+        return with_se(results.estimate(mixture, steps, eta))
 
-    counts = steps_per_range(subject, steps)
-    rows = [
-        row_of(range_name(*bounds), count, [mixed_label(*p, *bounds) for p in pairs.values()])
-        for bounds, count in zip(RANGES, counts, strict=True)
-    ]
-    rows.append(row_of("everywhere", steps, [inside for _, inside in pairs.values()]))
-    return captioned(subject.title, markdown_table(("log-SNR", "steps", *head), rows))
+    def changed(model: str, mixture: str, eta: float) -> str:
+        return signed_with_se(change(study, by_setting[model, eta], by_setting[mixture, eta]))
+
+    return {
+        "ranges": ranges_table(subject, steps, results.etas, distance),
+        "ranges-changes": ranges_table(subject, steps, results.etas, changed),
+    }
+
+
+def change(study: Study, before: Sequence[Cell], after: Sequence[Cell]) -> Estimate:
+    """Return by how much the Fréchet distance grows between cells with the same seeds."""
+    rows = []
+    for cells in zip(before, after, strict=True):
+        images = (study.images_of(cell) for cell in cells)
+        mean, se = metrics.frechet_change_of(*images, data_dir=study.settings.data_dir)
+        rows.append({"change": mean, "change_se": se})
+    return estimate(rows, "change")
+
+
+def ranges_table(subject: Subject, steps: int, etas: Sequence[float], text: Text) -> str:
+    """Return a table of the mixtures: one row per range, and one for everywhere."""
+    roles = {"exact here, network elsewhere": (subject.label, EXACT)}
+    roles |= {"network here, exact elsewhere": (EXACT, subject.label)}
+
+    def row_of(name: str, count: int, pairs: Iterable[tuple[str, str]]) -> list[object]:
+        return [name, count, *(text(*pair, eta) for pair, eta in product(pairs, etas))]
+
+    rows = []
+    for bounds, count in zip(RANGES, steps_per_range(subject, steps), strict=True):
+        pairs = [(model, mixed_label(model, other, *bounds)) for model, other in roles.values()]
+        rows.append(row_of(range_name(*bounds), count, pairs))
+    rows.append(row_of("everywhere", steps, roles.values()))
+    head = [f"{name}, η = {eta:g}" for name, eta in product(roles, etas)]
+    return markdown_table(("log-SNR", "steps", *head), rows)
 
 
 def steps_per_range(subject: Subject, steps: int) -> list[int]:

@@ -72,6 +72,11 @@ def signed(z: float) -> str:
     return number(z, "+.1f")
 
 
+def signed_with_se(e: Estimate) -> str:
+    """Return a difference ± its standard error."""
+    return f"{signed(e.mean)} ± {number(e.se)}"
+
+
 # ---------------------------------------------------------------------------------- STUDY.md
 
 

@@ -318,13 +318,24 @@ class FakeStudy(Study):
                 row |= {"novelty": 1.0, "copies": 0.05, "copies_se": 0.01}
         return Results(rows if self.process.is_first else [])
 
+    def images_of(self, cell):
+        """Stand in for images: what `fake_change` needs to know of them."""
+        return cell
+
     def reference(self, n):
         assert n == 100
         return {"frechet": 2.5}
 
 
+def fake_change(before, after, data_dir):
+    """A change of the distance that depends on the models, and by 1 on the seed."""
+    assert (before.steps, before.eta, before.seed) == (after.steps, after.eta, after.seed)
+    return len(after.model) - len(before.model) + after.eta + after.seed, 0.3
+
+
 @pytest.fixture
 def study(tmp_path, monkeypatch):
+    monkeypatch.setattr(metrics, "frechet_change_of", fake_change)
     images = pixels(3, 28, 28), torch.zeros(3, dtype=torch.int64)
     for module in (exact, ranges):
         monkeypatch.setattr(module, "load_dataset", lambda *_: images)
@@ -422,7 +433,28 @@ def test_ranges_has_both_directions_and_everywhere(study):
     )
     assert table[-1][2:] == ["50.0 ± 0.4", "59.0 ± 0.4", "53.0 ± 0.4", "62.0 ± 0.4"]
     first = 50 + len("net, exact at log-SNR -inf to -3")
-    assert table[0][2] == f"{first:.1f} ± 0.5"
+    assert table[0][2] == f"{first:.1f} ± 0.4"
+
+
+ROLES = (("net", "exact"), ("exact", "net"))  # the model that is changed, and the other one
+
+
+def test_changes_are_between_cells_of_the_same_noise(study):
+    """The first two columns change the network, the others the exact denoiser."""
+    lines = ranges.run(study)["ranges-changes"].split("\n\n")[1].splitlines()
+    first = [cell.strip() for cell in lines[2].strip("| ").split(" | ")]
+    mixed = [
+        len(denoiser.mixed_label(*p, -math.inf, -3)) for p in (("net", "exact"), ("exact", "net"))
+    ]
+    spread = 0.5  # of seeds 0 and 1: 0.7 between them, which is more than 0.3, over sqrt(2)
+    expected = [
+        f"+{long - len(name) + eta + 0.5:.1f} ± {spread}"
+        for long, name in zip(mixed, ("net", "exact"), strict=True)
+        for eta in (0, 1)
+    ]
+    assert first[2:] == expected
+    everywhere = [cell.strip() for cell in lines[-1].strip("| ").split(" | ")]
+    assert everywhere[2:] == ["+2.5 ± 0.5", "+3.5 ± 0.5", "−1.5 ± 0.5", "−0.5 ± 0.5"]
 
 
 def test_ranges_asks_for_its_cells(study):
@@ -430,8 +462,8 @@ def test_ranges_asks_for_its_cells(study):
     cells = list(study.rows)
     assert {(c.steps, c.n) for c in cells} == {(20, 100)} and {c.eta for c in cells} == {0.0, 1.0}
     mixed = [c for c in cells if " at log-SNR " in c.model]
-    assert len(mixed) == len({c.name for c in mixed}) == 2 * 2 * 5 * 2
-    assert {c.seed for c in mixed} == {0}
+    assert len(mixed) == len({c.name for c in mixed}) == 2 * 2 * 5 * 2 * 2
+    assert {c.seed for c in mixed} == {0, 1}
     # exact, net and eps with both seeds: exact is the same for both networks
     assert len(cells) - len(mixed) == 3 * 2 * 2
 

@@ -186,7 +186,7 @@ class Replay(Study):
             raise Missing(str(missing)) from None
 
     def images_of(self, cell):
-        return torch.zeros(20, 1, 28, 28, dtype=torch.uint8)
+        return torch.zeros(100, 1, 28, 28, dtype=torch.uint8)
 
 
 def key_of(row):
@@ -253,9 +253,10 @@ def test_the_tables_of_the_shipped_study_are_those_of_its_rows(replay):
     measured = all(results.rows for results in variances.values())  # else the table is empty
     real = {steps: replay.reference(grid.images(steps))["frechet"] for steps in grid.steps}
     tables = all_tables(grid, trained, trainings, variances if measured else {}, real)
-    del tables["setup"], tables["copying"]
     for experiment in (samplers, length, exact, ranges, guidance, calibration):
         tables |= replayed(experiment, replay)
+    for name in ("setup", "copying", "ranges-changes"):  # they need more than rows
+        del tables[name]
     text = (ROOT / "results" / "STUDY.md").read_text(encoding="utf-8")
     assert set(names(text)) == {n for m in study.EXPERIMENTS.values() for n in m.TABLES}
     assert refresh(text, tables) == (text, [])

@@ -4,6 +4,7 @@ The peers measure other features (Inception's); here they are given this network
 """
 
 import json
+import math
 
 from lab.classifier import WEIGHTS, LeNet, features
 from lab.errors import UserError
@@ -144,6 +145,32 @@ def test_the_error_of_the_frechet_distance_is_the_spread_over_draws(shift, scale
     values, errors = zip(*(metrics.frechet_distance(a, reference) for a in draws), strict=True)
     assert np.std(values) == pytest.approx(np.mean(errors), rel=0.15)
     assert np.std(errors) < 0.15 * np.mean(errors)  # the jackknife over ten blocks has 0.25
+
+
+@pytest.mark.parametrize("common", [0.0, 0.9])
+def test_the_error_of_a_change_is_its_spread_over_draws(common):
+    """It is smaller if the rows of both sets have most of their noise in common."""
+    reference = gaussian(0, 2000, 5)
+    changes, apart = [], []
+    for i in range(1, 201):
+        noise, before, after = gaussian(i, 3, 200, 5)
+        before, after = (common * noise + (1 - common**2) ** 0.5 * x for x in (before, after))
+        before, after = 1.2 * before + 0.5, 1.3 * after + 0.4
+        changes.append(metrics.frechet_change(before, after, reference))
+        (a, a_se), (b, b_se) = (metrics.frechet_distance(x, reference) for x in (before, after))
+        assert changes[-1][0] == pytest.approx(b - a)
+        apart.append(math.hypot(a_se, b_se))
+    values, errors = zip(*changes, strict=True)
+    assert np.std(values) == pytest.approx(np.mean(errors), rel=0.15)
+    assert np.mean(errors) == pytest.approx(np.mean(apart) * (1, 0.5)[common > 0], rel=0.15)
+
+
+def test_a_change_of_images_is_that_of_their_features(real_images, noise):
+    before, after = real_images[:100], noise[:100]
+    change, se = metrics.frechet_change_of(before, after, data_dir=DATA)
+    scores = [metrics.score(x, data_dir=DATA)["frechet"] for x in (before, after)]
+    assert change == pytest.approx(scores[1] - scores[0]) and se > 0
+    assert metrics.frechet_change_of(before, before, data_dir=DATA) == (0, 0)
 
 
 # ---------------------------------------------------------------------------------------------- KID
