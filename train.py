@@ -28,12 +28,11 @@ from lab.data import DATASETS
 
 from scheduler import BETA_SCHEDULES
 from training.loop import add_optimizer_options, add_options, given_arguments, start, take_over
-from training.recipe import Recipe
+from training.recipe import LENGTH, Recipe
 from training.run import PRED_OPTIONS, Training, read_state
 from training.run_files import STUDENTS, RunFiles
 
 RECIPE = [field.name for field in fields(Recipe)]
-LENGTH = ("epochs", "steps", "minutes")
 
 
 def main() -> int:

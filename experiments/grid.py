@@ -34,6 +34,7 @@ from diffusion import Model, guided, sample
 from experiments.keys import NETWORK, ROOT, images_key, metrics_key
 from experiments.variances import SAMPLERS
 from scheduler import PREDICTION_TYPES, DDIMScheduler
+from training.recipe import LENGTH
 
 SHAPE = (1, 28, 28)  # the images that metrics.py scores
 
@@ -187,6 +188,8 @@ def load_relatives(subject: Subject, ending: str, device: torch.device) -> dict[
 def check_relative(relative: Subject, subject: Subject) -> None:
     """Check that a student is one of this subject's, or that a snapshot has the subject's recipe.
 
+    A snapshot of another run counts, too, and that run may have been meant to last longer.
+
     Raises:
         UserError: it does not.
     """
@@ -195,13 +198,18 @@ def check_relative(relative: Subject, subject: Subject) -> None:
     try:
         if is_student:
             belongs = of["teacher"]["run"] == mine["run"]
-        else:  # a run may go on for longer than its arguments say
-            belongs = of["training"]["run"] == mine["run"] or of["training"]["args"] == mine["args"]
-    except (KeyError, TypeError):  # a file that does not say where it comes from
+        else:
+            belongs = without_length(of["training"]["args"]) == without_length(mine["args"])
+    except (AttributeError, KeyError, TypeError):  # a file that does not say where it comes from
         belongs = False
     if not belongs:
         kind = "student" if is_student else "snapshot"
         raise UserError(f"{relative.path} is no {kind} of {subject.path}: move it away")
+
+
+def without_length(recipe: dict) -> dict:
+    """Return the arguments of a training but those that set its length."""
+    return {name: value for name, value in recipe.items() if name not in LENGTH}
 
 
 def shown(path: str | Path) -> str:

@@ -199,16 +199,17 @@ def test_a_student_whose_name_says_another_number_of_steps_is_refused(tmp_path, 
 
 def test_relatives_that_belong_to_another_checkpoint_are_refused():
     """As after a new training, where the students and snapshots are still those of the old one."""
-    mine = {"run": "1", "args": {"seed": 0}}
+    mine = {"run": "1", "args": {"seed": 0, "steps": None, "minutes": 4.3}}
     subject = replace(LABELLED, contents=CONFIG | {"training": mine})
     student = {"timesteps": [7, 3], "teacher": mine, "training": {"run": "9", "args": {}}}
-    snapshot = {"training": {"run": "2", "args": {"seed": 0}}}  # the same command, run again
+    snapshot = {"training": mine | {"run": "2"}}  # the same command, run again
     shorter = {"training": {"run": "1", "args": {"seed": 0, "steps": 9}}}  # then resumed for longer
     for contents in (student, snapshot, shorter):
         grid.check_relative(replace(LABELLED, contents=contents), subject)
     for contents in (
         student | {"teacher": mine | {"run": "2"}},
         {"training": {"run": "2", "args": {"seed": 1}}},
+        {"training": {"run": "2", "args": "seed 0"}},
         {"timesteps": [7, 3], "training": mine},  # it does not say whose student it is
         {},
     ):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LENGTH = ("epochs", "steps", "minutes")  # the arguments of a recipe that set its length
 LABEL_DROPOUT = 0.1  # share of the training images that get the null label
 
 
@@ -13,7 +14,7 @@ class Recipe:
     """All that decides the weights of a training. Its defaults are those of train.py."""
 
     pred: str = "v"
-    epochs: int | None = None  # one of these three is the length of the run
+    epochs: int | None = None  # one of LENGTH is set
     steps: int | None = None
     minutes: float | None = None
     batch_size: int = 64
