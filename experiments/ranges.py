@@ -45,7 +45,7 @@ TABLES = ("ranges", "ranges-changes")
 FIGURES = {}
 
 STEPS = 20
-RANGES = list(pairwise((-math.inf, -3.0, -1.0, 1.0, 3.0, math.inf)))  # low < log-SNR <= high
+RANGES = list(pairwise((-math.inf, -3.0, -1.0, 1.0, math.inf)))  # low < log-SNR <= high
 
 Text = Callable[[str, str, float], str]  # of a model, a mixture that changes it, and eta
 
@@ -131,6 +131,6 @@ def steps_per_range(subject: Subject, steps: int) -> list[int]:
 
 
 def range_name(low: float, high: float) -> str:
-    """Return a range as text: "(−∞, −3]", "(−3, −1]", "(3, ∞)"."""
+    """Return a range as text: "(−∞, −3]", "(−3, −1]", "(1, ∞)"."""
     end = "∞)" if high == math.inf else f"{high:g}]"
     return f"({'−∞' if low == -math.inf else f'{low:g}'}, {end}"

@@ -133,7 +133,7 @@ def test_no_weight_is_below_the_smallest_normal_number(monkeypatch):
     for t in range(300, 700, 20):
         model(x_t, torch.tensor([t]))
     weights = torch.cat(seen)
-    assert ((weights > 0) & (weights < 1e-20)).any()  # small ones are there
+    assert ((weights > 0) & (weights < 1e-10)).any()  # small ones are there
     assert not ((weights > 0) & (weights < torch.finfo(torch.float32).tiny)).any()
 
 
@@ -423,7 +423,7 @@ def test_ranges_has_both_directions_and_everywhere(study):
         "**ε-prediction (eps)**",
     ]
     lines = blocks[1].splitlines()
-    names = ["(−∞, −3]", "(−3, −1]", "(−1, 1]", "(1, 3]", "(3, ∞)", "everywhere"]
+    names = ["(−∞, −3]", "(−3, −1]", "(−1, 1]", "(1, ∞)", "everywhere"]
     table = [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines[2:]]
     assert [row[0] for row in table] == names
     assert sum(int(row[1]) for row in table[:-1]) == int(table[-1][1]) == 20
@@ -462,7 +462,7 @@ def test_ranges_asks_for_its_cells(study):
     cells = list(study.rows)
     assert {(c.steps, c.n) for c in cells} == {(20, 100)} and {c.eta for c in cells} == {0.0, 1.0}
     mixed = [c for c in cells if " at log-SNR " in c.model]
-    assert len(mixed) == len({c.name for c in mixed}) == 2 * 2 * 5 * 2 * 2
+    assert len(mixed) == len({c.name for c in mixed}) == 2 * 2 * 4 * 2 * 2
     assert {c.seed for c in mixed} == {0, 1}
     # exact, net and eps with both seeds: exact is the same for both networks
     assert len(cells) - len(mixed) == 3 * 2 * 2
