@@ -203,6 +203,8 @@ def make_study(args: argparse.Namespace, process: Process) -> Study:
     subjects = load_subjects(paths, process.device)
     for subject in subjects:
         T, most = subject.num_train_timesteps, settings.steps[-1]
+        if T == 1:
+            raise UserError(f"{subject.path} has one timestep only: there is nothing to compare")
         if most > T:
             raise UserError(f"--steps {most} is more than the {T} of {subject.path}")
     if args.compile:  # the weights stay as they are, so they may become constants of the code

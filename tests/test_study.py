@@ -70,6 +70,14 @@ def test_what_does_not_belong_beside_a_checkpoint_is_refused_before_the_work(
     assert not list(tmp_path.glob("out/cells/*"))
 
 
+def test_a_checkpoint_of_one_timestep_is_refused(tiny_checkpoint, tmp_path, run_here, data_dir):
+    contents = torch.load(tiny_checkpoint, weights_only=True)
+    contents["scheduler"] = contents["scheduler"] | {"num_train_timesteps": 1}
+    torch.save(contents, tmp_path / "tiny.pt")
+    options = ("--ckpt", tmp_path / "tiny.pt", "--steps", 1, "--data", data_dir, "--out", "out")
+    assert_refused(run_here("study.py", *options), "one timestep only")
+
+
 def test_compile_compiles_the_checkpoints(tiny_checkpoint, monkeypatch):
     compiled = []
     monkeypatch.setattr(torch, "compile", lambda model, **_: compiled.append(model) or "compiled")
