@@ -12,11 +12,20 @@ from tqdm import tqdm
 
 import metrics
 from experiments.estimates import Results, short_names
-from experiments.grid import Cell, Subject, make_cells, missing_cells, read_images, run_cells
+from experiments.grid import (
+    Cell,
+    Subject,
+    make_cells,
+    missing_cells,
+    read_images,
+    read_rows,
+    run_cells,
+)
 from experiments.trainings import (
     ETAS,
     STEPS,
     Training,
+    load_trained,
     make_trainings,
     missing_trainings,
     run_trainings,
@@ -103,9 +112,11 @@ class Study:
         s, process, folder = self.settings, self.process, self.out / "trainings"
         missing = missing_trainings(trainings, process, folder)
         samples = s.n * sum(STEPS) * len(ETAS)  # network calls to sample a trained model
-        if not self.begins({t.name: t.calls + samples for t in missing}):
+        if self.begins({t.name: t.calls + samples for t in missing}):
+            run_trainings(missing, process, folder, s.data_dir, self.bar)
+        else:
             trainings = [t for t in trainings if t not in missing]
-        subjects = run_trainings(trainings, process, folder, s.data_dir, self.bar)
+        subjects = load_trained(trainings, process, folder)
         return self.measure(make_cells(subjects, STEPS, ETAS, lambda _: s.n), subjects)
 
     def measure(self, cells: Sequence[Cell], subjects: Sequence[Subject]) -> Results:
@@ -114,8 +125,11 @@ class Study:
         missing = missing_cells(cells, subjects, process, folder)
         if not self.begins({cell.name: cell.n * cell.steps for cell in missing}):
             return Results([])
-        rows = run_cells(cells, subjects, process, folder, s.batch_size, s.data_dir, self.bar)
-        self.rows.update(zip(cells, rows, strict=False))
+        run_cells(missing, subjects, process, folder, s.batch_size, s.data_dir, self.bar)
+        if not process.is_first:
+            return Results([])
+        rows = read_rows(cells, subjects, folder, s.data_dir)
+        self.rows.update(zip(cells, rows, strict=True))
         return Results(rows)
 
     def begins(self, missing: Mapping[str, int]) -> bool:

@@ -280,18 +280,15 @@ def run_cells(
     batch_size: int,
     data_dir: str,
     bar: tqdm,
-) -> list[dict]:
-    """Sample and score the cells that are not kept yet. All processes must call this.
+) -> None:
+    """Sample and score cells, and keep them. All processes must call this.
 
     Args:
         bar: counts network calls (of one image).
-
-    Returns:
-        The row of every cell, on the first process; an empty list on the others.
     """
     by_sha256, warm = {subject.sha256: subject for subject in subjects}, set()
     whole = batch_size * process.world  # images of a batch of every process
-    for cell in missing_cells(cells, subjects, process, folder):
+    for cell in cells:
         subject = by_sha256[cell.sha256]
         bar.set_description(f"{cell.model}, {cell.steps} steps")
         if (cell.model, cell.n) not in warm:  # a network's first calls prepare its kernels
@@ -305,9 +302,6 @@ def run_cells(
             facts |= {"images_per_s": cell.n / seconds, "compiled": int(subject.is_compiled)}
             facts |= describe(process)
             keep(folder, cell, subject, pixels, facts, data_dir)
-    if not process.is_first:
-        return []
-    return [read_row(folder, cell, by_sha256[cell.sha256], data_dir) for cell in cells]
 
 
 def describe(process: Process) -> dict:
@@ -357,6 +351,14 @@ def keep(
     np.save(buffer, pixels.squeeze(1).numpy())
     write_atomically(folder / f"{cell.name}.npy", buffer.getbuffer())
     write_json(folder / f"{cell.name}.json", facts | score(pixels, subject, data_dir))
+
+
+def read_rows(
+    cells: Sequence[Cell], subjects: Sequence[Subject], folder: Path, data_dir: str
+) -> list[dict]:
+    """Return the rows of kept cells."""
+    by_sha256 = {subject.sha256: subject for subject in subjects}
+    return [read_row(folder, cell, by_sha256[cell.sha256], data_dir) for cell in cells]
 
 
 def read_row(folder: Path, cell: Cell, subject: Subject, data_dir: str) -> dict:

@@ -120,8 +120,8 @@ def estimate_of(
 
 def run_trainings(
     trainings: Sequence[Training], process: Process, folder: Path, data_dir: str, bar: tqdm
-) -> list[Subject]:
-    """Train the models that are not kept yet, and load all of them. All processes must call this.
+) -> None:
+    """Train models. All processes must call this.
 
     Every process trains its share of the models, each model on its own.
 
@@ -131,13 +131,16 @@ def run_trainings(
     Raises:
         UserError: a training failed.
     """
-    missing = missing_trainings(trainings, process, folder)
-    mine = [missing[i] for i in process.share(len(missing))]
+    mine = [trainings[i] for i in process.share(len(trainings))]
     for i, training in enumerate(mine, start=1):
         bar.write(f"training {i} of {len(mine)}: {training.name}")
         train(training, path_of(training, process, folder), process, data_dir)
         bar.update(training.calls * process.world)
     process.barrier()
+
+
+def load_trained(trainings: Sequence[Training], process: Process, folder: Path) -> list[Subject]:
+    """Load the models of trainings that are kept."""
     paths = [path_of(training, process, folder) for training in trainings]
     return load_subjects(paths, process.device, [t.name for t in trainings])
 
