@@ -79,7 +79,8 @@ def main() -> int:
         source = load_model(args.ckpt)[1]
         args.out = args.out or args.ckpt
     args.dataset = args.dataset or dataset_of(source, args.ckpt)
-    args.teacher_steps = args.teacher_steps or len(source.get("timesteps", range(32)))
+    own_steps = len(source.get("timesteps", ()))
+    args.teacher_steps = args.teacher_steps or own_steps or Recipe.teacher_steps
     check_halving(args.teacher_steps, args.student_steps)
     recipe = Recipe(**{name: getattr(args, name) for name in RECIPE})
     options = {k: v for k, v in vars(args).items() if k not in (*RECIPE, "out", "resume")}
@@ -157,7 +158,7 @@ def distillation_loss(
 
 
 def jump_coefficients(alphas_cumprod: Tensor, timesteps: Tensor) -> Tensor:
-    """Return r and c of the jumps x_t = r x_t' + c x_0 that DDIM makes at eta = 0 (DDIM eq. 12).
+    """Return r and c of the jumps x_s = r x_t + c x_0 that DDIM makes at eta = 0 (DDIM eq. 12).
 
     Args:
         alphas_cumprod: (T,) float64.
@@ -208,7 +209,8 @@ class Distillation(Run):
         model, self.teacher = (build_model(source, path, images.device) for _ in range(2))
         if tuple(source["image_shape"]) != tuple(images.shape[1:]):
             raise UserError(f"{path} makes images of another shape than those of {recipe.dataset}")
-        if model.config["num_classes"] not in (0, len(CLASSES[recipe.dataset])):
+        classes = CLASSES[recipe.dataset]
+        if model.config["num_classes"] and source.get("classes", classes) != classes:
             raise UserError(f"{path} has other classes than {recipe.dataset}")
         self.source, scheduler = source, DDPMScheduler(**source["scheduler"])
         self.all_timesteps = teacher_timesteps(scheduler, recipe, source.get("timesteps"), path)

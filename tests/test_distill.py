@@ -6,6 +6,7 @@ import signal
 import subprocess
 
 from lab.checkpoint import load_model
+from lab.data import CLASSES
 from lab.errors import UserError
 
 import pytest
@@ -130,6 +131,13 @@ def test_a_teacher_of_other_classes_is_refused(train_split):
     source |= {"weights": network.state_dict(), "classes": list("abcde")}
     with pytest.raises(UserError, match="five.pt has other classes than mnist"):
         distill.Distillation(distill.Recipe(), *train_split, source, "five.pt")
+    ten = UNet(channels=8, num_classes=10)
+    source |= {"unet": ten.config, "weights": ten.state_dict(), "classes": CLASSES["kmnist"]}
+    with pytest.raises(UserError, match="ten.pt has other classes than mnist"):
+        distill.Distillation(distill.Recipe(), *train_split, source, "ten.pt")
+    distill.Distillation(
+        distill.Recipe(), *train_split, source | {"classes": CLASSES["mnist"]}, "ten.pt"
+    )
 
 
 def test_only_the_student_moves(tiny_checkpoint, train_split):
