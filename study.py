@@ -7,7 +7,7 @@ a wider grid:        python study.py --steps 4 8 16 32 --eta 0 0.1 1 --ckpt a.pt
 several processes:   torchrun --nproc-per-node=2 -- study.py
 
 Each experiment is a file in experiments/, whose docstring states its question. A run writes the
-figures and results.csv (one row per cell of the grid), and it replaces the tables in STUDY.md. It
+figures and results.csv (one row per cell), and it replaces the tables in STUDY.md. It
 names the sections whose tables have changed: their text has to be read again. Without a STUDY.md
 it writes one without text.
 
@@ -106,7 +106,7 @@ QUICK = {
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    natural, enough = cli.number(int, 1), cli.number(int, MIN_SAMPLES)
+    natural, images = cli.number(int, 1), cli.number(int, MIN_SAMPLES, 10**7)
     titles = (f"    {name:14} {experiment.TITLE}" for name, experiment in EXPERIMENTS.items())
     p = cli.Parser("\n".join([__doc__, "The experiments:\n", *titles]))
     p.add_argument(
@@ -134,12 +134,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs="+",
         help="network calls at which samplers are compared (default: powers of two up to 64)",
     )
-    p.add_argument(
-        "--n", type=cli.number(int, MIN_SAMPLES, 10**7), help="images per cell (default: 1000)"
-    )
+    p.add_argument("--n", type=images, help="images per cell (default: 1000)")
     p.add_argument(
         "--n-long",
-        type=enough,
+        type=images,
         help=f"images per cell of more than {LONG} steps (default: --n on a GPU, else a quarter)",
     )
     p.add_argument(
@@ -265,10 +263,10 @@ def write_results(
     """
     table, report = study.out / "results.csv", study.out / "STUDY.md"
     complete = len(args.experiments) == len(EXPERIMENTS) and args.train_images > 0
-    write_csv(table, study.rows, keep_others=not complete)
+    write_csv(table, study.rows, complete)
     is_new = not report.exists()
     text, changed = refresh(read_report(report), tables)
-    write_atomically(report, text.encode())
+    write_atomically(report, text.encode(errors="backslashreplace"))  # a path may hold any byte
 
     ran = [EXPERIMENTS[name] for name in args.experiments]
     figures = sorted(file for module in ran for file in module.FIGURES)
@@ -331,7 +329,8 @@ def read_csv(path: Path) -> dict[tuple[str, ...], dict]:
     try:
         lines = list(csv.DictReader(io.StringIO(read_text(path)), strict=True))
         found = {identity(line): line for line in lines}
-        is_whole = not any(None in (*line, *line.values()) for line in lines)  # in every row
+        # csv marks a missing field, and one too many, with None
+        is_whole = not any(None in (*line, *line.values()) for line in lines)
         is_mine = is_whole and len(found) == len(lines)
     except (csv.Error, KeyError):  # a column of the cells is missing
         is_mine = False
@@ -340,11 +339,13 @@ def read_csv(path: Path) -> dict[tuple[str, ...], dict]:
     return found
 
 
-def write_csv(path: Path, rows: dict[Cell, dict], keep_others: bool) -> None:
+def write_csv(path: Path, rows: dict[Cell, dict], complete: bool) -> None:
     """Write one line per cell; a list (the counts of the digits) with spaces between.
 
+    Lines of the file whose cells are not in `rows` stay.
+
     Args:
-        keep_others: whether lines of the file whose cells are not in `rows` stay.
+        complete: whether `rows` has all cells of its models. Other lines of these models go.
     """
     lines: dict[tuple[str, ...], dict] = {}
     for cell, row in rows.items():
@@ -352,10 +353,12 @@ def write_csv(path: Path, rows: dict[Cell, dict], keep_others: bool) -> None:
         flat = {k: "" if v is None else v for k, v in flat.items()}
         lines[identity(asdict(cell) | {"eta": "" if cell.eta is None else cell.eta})] = flat
     old = read_csv(path)  # lines keep their place
-    lines = {i: old[i] for i in old if keep_others or i in lines} | lines
+    models = {cell.model for cell in rows} if complete else set()
+    lines = {i: old[i] for i in old if i in lines or old[i]["model"] not in models} | lines
     if not lines:
         return
     buffer = io.StringIO()
+    # the order of the columns is that of the newest line
     columns = dict.fromkeys(column for line in reversed(lines.values()) for column in line)
     writer = csv.DictWriter(buffer, list(columns), lineterminator="\n")
     writer.writeheader()

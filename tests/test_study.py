@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import subprocess
+from dataclasses import replace
 
 from lab.distributed import Process
 
@@ -130,19 +131,21 @@ def test_rows_of_other_cells_stay_after_a_part_of_the_experiments(tmp_path):
             "labels": [1, 2],
         }
 
-    study.write_csv(path, dict([row_of(0, 1.0), row_of(1, 2.0, None)]), keep_others=False)
+    study.write_csv(path, dict([row_of(0, 1.0), row_of(1, 2.0, None)]), complete=True)
     assert [row["eta"] for row in csv_of(path)] == ["0.5", ""]
     assert csv_of(path)[0]["labels"] == "1 2"
-    study.write_csv(path, dict([row_of(2, 3.0), row_of(1, 9.0, None)]), keep_others=True)
+    study.write_csv(path, dict([row_of(2, 3.0), row_of(1, 9.0, None)]), complete=False)
     rows = [(row["seed"], row["frechet"]) for row in csv_of(path)]
     assert rows == [("0", "1.0"), ("1", "9.0"), ("2", "3.0")]
     cell, row = row_of(2, 3.0)
-    study.write_csv(path, {cell: row | {"new": 1}}, keep_others=True)  # a measure was added
+    study.write_csv(path, {cell: row | {"new": 1}}, complete=False)  # a measure was added
     assert [row["new"] for row in csv_of(path)] == ["", "", "1"]
-    study.write_csv(path, dict([row_of(2, 3.0)]), keep_others=False)
-    assert [row["seed"] for row in csv_of(path)] == ["2"]
-    study.write_csv(path, {}, keep_others=True)
-    assert [row["seed"] for row in csv_of(path)] == ["2"]
+    other = replace(cell, model="b")  # a model that the next study does not have
+    study.write_csv(path, {other: row | {"model": "b"}}, complete=True)
+    study.write_csv(path, dict([row_of(2, 3.0)]), complete=True)
+    assert [(row["model"], row["seed"]) for row in csv_of(path)] == [("a", "2"), ("b", "2")]
+    study.write_csv(path, {}, complete=False)
+    assert len(csv_of(path)) == 2
 
 
 # -------------------------------------------------------------------------- a whole small study
