@@ -51,12 +51,6 @@ FILM_IMAGES, FILM_FRAMES = 16, 100
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     p = make_parser()
     args = p.parse_args(argv)
-    if (
-        args.out
-        and args.save_png
-        and Path(args.out).parent.resolve() == Path(args.save_png).resolve()
-    ):
-        p.error("--out must not lie in the folder of --save-png: it could replace an image")
     if args.out and Path(args.out).with_suffix(".npy").name.endswith(LABELS):
         p.error(f"--out {args.out} would be mistaken for labels: choose another name")
     if args.eta is not None and not SAMPLERS[args.sampler]:
@@ -164,7 +158,7 @@ def fill_in(args: argparse.Namespace, contents: dict) -> None:
                 f"step{'s' if len(timesteps) > 1 else ''} for --sampler ddim: leave it out"
             )
         args.steps = len(timesteps)
-    args.steps = args.steps or min(50, contents["scheduler"].get("num_train_timesteps", 50))
+    args.steps = args.steps or min(50, contents["scheduler"]["num_train_timesteps"])
     if args.eta is None:
         args.eta = 1.0 if timesteps is None else 0.0
     if not classes and (args.label is not None or args.guidance_scale != 1):
@@ -284,6 +278,8 @@ def main() -> int:
     with launch(args.device, timeout=timedelta(days=1)) as process:
         sampler = Sampler(args, process)
         out = Path(args.out or default_output(args))
+        if args.save_png and out.parent.resolve() == Path(args.save_png).resolve():
+            raise UserError(f"--save-png {args.save_png} is the folder of {out}: choose another")
         with one_writer(args.save_png, process):
             written = write_images(sampler, args, out, process)
         if args.gif and process.is_first:
@@ -431,7 +427,8 @@ def check_room(args: argparse.Namespace, out: Path, row_bytes: int) -> None:
 
 def is_stale(file: Path, n: int) -> bool:
     """Return whether a PNG file is none of the n that this run writes."""
-    return not file.stem.isdecimal() or int(file.stem) >= n
+    is_number = file.stem.isascii() and file.stem.isdecimal()
+    return not is_number or int(file.stem) >= n or file.stem != f"{int(file.stem):06d}"
 
 
 def progress_bar(total: int, args: argparse.Namespace, out: Path, process: "Process"):

@@ -1,5 +1,6 @@
 """infer.py as a user runs it: its images, its files, refusals."""
 
+import shutil
 import subprocess
 
 from lab.checkpoint import load_model
@@ -93,6 +94,19 @@ def test_save_png_does_not_mix_two_runs(run_here, tiny_checkpoint, tmp_path):
         assert run_here("infer.py", *arguments, "--n", n).returncode == 0
     assert_refused(run_here("infer.py", *arguments, "--n", 3), "files", "would not replace")
     assert len(list((tmp_path / "files").iterdir())) == 4
+    (tmp_path / "files" / "2.png").touch()  # it is not called 000002.png
+    assert_refused(run_here("infer.py", *arguments, "--n", 4), "files", "would not replace")
+
+
+def test_save_png_is_not_the_folder_of_the_grid(run_here, tiny_checkpoint, tmp_path):
+    """Else the grid would be one of the images: also where its name was not given."""
+    (tmp_path / "checkpoints").mkdir()
+    checkpoint = shutil.copy(tiny_checkpoint, tmp_path / "checkpoints")
+    arguments = ("--ckpt", checkpoint, "--steps", 2, "--n", 3)
+    for where in (["samples"], ["files", "--out", "files/x.png"]):
+        done = run_here("infer.py", *arguments, "--save-png", *where)
+        assert_refused(done, where[0], "choose another")
+    assert not list(tmp_path.glob("*/*.png"))
 
 
 def test_the_bar_counts_whole_images(run_here, tiny_checkpoint):
@@ -104,7 +118,7 @@ def test_the_bar_counts_whole_images(run_here, tiny_checkpoint):
 def test_default_names_differ_where_the_settings_do(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     one = ["--ckpt", "checkpoints/v.pt"]
-    labelled = {"classes": ["0", "1"], "scheduler": {}}
+    labelled = {"classes": ["0", "1"], "scheduler": {"num_train_timesteps": 1000}}
     settings = (
         *(["--nrow", "4"], ["--eta", "0.1234567"], ["--eta", "0.1234568"]),
         *([], ["--steps", "5"], ["--eta", "0"], ["--sampler", "ddpm"], ["--sampler", "dpm++"]),
