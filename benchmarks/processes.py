@@ -10,8 +10,6 @@ from lab.errors import UserError
 
 import torch
 
-from benchmarks import USER_ENVIRONMENT
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -51,9 +49,8 @@ class Worker:
     ):
         settings = {"name": name, "batch_size": batch_size, "device": str(device)}
         settings |= {"data": str(data), "seed": seed}
-        env = dict(os.environ if name == "ours" else USER_ENVIRONMENT)
-        env |= {"TQDM_DISABLE": "1", "KINETO_LOG_LEVEL": "99"}  # no progress bars, no profiler log
-        env |= environment
+        quiet = {"TQDM_DISABLE": "1", "KINETO_LOG_LEVEL": "99"}  # no bars, no profiler log
+        env = os.environ | quiet | environment
         self.name, self.peak_memory = name, 0.0  # GB
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker", json.dumps(settings)],

@@ -2,9 +2,6 @@
 
 An order is a line of JSON on standard input: [name, argument, ...]. The answer is a line of JSON on
 standard output: [result, peak memory in GB].
-
-torch is imported before lab here. So the environment that Worker gave decides how threads wait, and
-not lab/__init__.py.
 """
 
 import json

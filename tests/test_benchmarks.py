@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 import time
@@ -162,21 +161,6 @@ def test_a_worker_follows_its_orders_or_says_that_it_cannot(data_dir, capfd):
             worker("fly", 1)
         assert worker.process.wait() != 0
     assert "KeyError: 'fly'" in capfd.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="libgomp, which tells how its threads wait")
-def test_only_our_threads_have_our_way_of_waiting(data_dir, monkeypatch, capfd):
-    """A peer's process has the environment that the user gave, although it imports lab, too."""
-    given = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
-    monkeypatch.setattr("benchmarks.processes.USER_ENVIRONMENT", given)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
-    spins = {}
-    for name in ("ours", "diffusers"):
-        with Worker(name, 4, CPU, data_dir, OMP_DISPLAY_ENV="verbose") as worker:
-            worker("train", 0)
-        spins[name] = re.search(r"GOMP_SPINCOUNT = '(\d+)'", capfd.readouterr().err)[1]
-    assert spins["ours"] == "0" < spins["diffusers"]
 
 
 @pytest.mark.slow
