@@ -23,7 +23,7 @@ Sampling differs from the paper in these points:
 - On a CUDA GPU the network runs in bfloat16.
 - `guided` wraps a network with labels: it samples the digits that were asked for.
 
-A model is any function (x_t (B, C, H, W), t (B,) or (1,)) -> (B, C, H, W).
+A model is any function (x_t (B, C, H, W), t: an int, (B,) or (1,)) -> (B, C, H, W).
 """
 
 from collections.abc import Callable
@@ -86,7 +86,11 @@ def prediction_target(scheduler: DDPMScheduler, x0: Tensor, eps: Tensor, t: Tens
 
 
 def draw_timesteps(cdf: Tensor, n: int, generator: torch.Generator) -> Tensor:
-    """Draw n timesteps by inverse transform: one from each of n equally probable parts."""
+    """Return n timesteps, (n,) int64, ascending: one from each of n equally probable parts.
+
+    Args:
+        cdf: (T,) cumulative distribution of the timesteps.
+    """
     u = torch.arange(n, device=cdf.device) + torch.rand(n, generator=generator, device=cdf.device)
     return torch.searchsorted(cdf, (u / n).to(cdf.dtype)).clamp_(max=len(cdf) - 1)
 
@@ -156,7 +160,7 @@ def guided(model: UNet, labels: Tensor, scale: float = 1.0) -> Model:
         if scale == 1:
             return model(x_t, t, wanted)
         null = torch.full_like(wanted, model.config["num_classes"])
-        t = t.expand(len(x_t)).repeat(2)
+        t = torch.as_tensor(t, device=x_t.device).expand(len(x_t)).repeat(2)
         both = model(x_t.repeat(2, 1, 1, 1), t, torch.cat([wanted, null]))
         cond, uncond = both.chunk(2)
         return uncond + scale * (cond - uncond)

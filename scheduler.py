@@ -123,7 +123,7 @@ def rescale_zero_terminal_snr(betas: Tensor) -> Tensor:
 
 
 def checked_betas(betas: Tensor, rescale_to_zero_snr: bool) -> Tensor:
-    """Return (T,) betas that lie in (0, 1), rescaled on request by `rescale_zero_terminal_snr`.
+    """Check that (T,) betas lie in (0, 1). Return them, rescaled on request.
 
     Raises:
         ValueError: a beta lies outside (0, 1), or there is only one to rescale.
@@ -168,8 +168,9 @@ class DDPMScheduler:
         config: the constructor's arguments, JSON-able. `DDPMScheduler(**config)` makes a copy.
 
     Raises:
-        ValueError: a name is unknown, T < 1, a beta lies outside (0, 1), abar = 0 before T-1, or
-            abar = 0 at T-1 with epsilon-prediction.
+        ValueError: a name is unknown, T < 1, `trained_betas` is not (T,), a beta lies outside
+            (0, 1), clip_sample_range is not positive, abar = 0 before T-1, abar < 1e-76 at T-1 with
+            epsilon-prediction, or there is only one beta to rescale.
     """
 
     def __init__(
@@ -392,6 +393,7 @@ class DDPMScheduler:
         Raises:
             ValueError: as `add_noise`.
         """
+        _check_same_shape("model_output", model_output, "sample", sample)
         sqrt_abar, sqrt_one_minus_abar = self._forward(sample, model_output, timesteps)
         if self.prediction_type == "epsilon":
             x0 = (sample - sqrt_one_minus_abar * model_output) / sqrt_abar

@@ -105,7 +105,8 @@ class UNet(nn.Module):
             num_classes is the null label for classifier-free guidance.
 
     Raises:
-        ValueError: an argument is not a positive integer (num_classes may be 0).
+        ValueError: an argument is not a positive integer (num_classes may be 0), `channels` is odd,
+            or there is no level.
     """
 
     def __init__(

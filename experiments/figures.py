@@ -51,6 +51,7 @@ def draw_panels(
         columns: images per row of a panel.
         width, height: of a panel, in inches.
         ticks: a label for each column of images.
+        xlabel: what the ticks are.
     """
     rows, titles = (list(dict.fromkeys(key[i] for key in panels)) for i in (0, 1))
     size = 0.6 + width * len(titles), 0.5 + height * len(rows)

@@ -37,7 +37,7 @@ def captioned(caption: str, table: str) -> str:
 
 
 def number(value: float, form: str = ".1f") -> str:
-    """Return a number in this format; "∞" if it is infinite and "–" if it is not defined."""
+    """Return a number in this format; "+∞", "−∞", or "–" if it is not defined."""
     if math.isnan(value):
         return "–"
     if math.isinf(value):

@@ -13,12 +13,12 @@ from torch import Tensor
 def make_grid(images: Tensor, nrow: int, pad: int = 2) -> Tensor:
     """Tile (N, C, H, W) uint8 images, `nrow` per row, into one (C, H', W') image on black."""
     N, C, H, W = images.shape
-    ncol = -(-N // nrow)
-    cells = images.new_zeros(nrow * ncol, C, H + pad, W + pad)
+    rows = -(-N // nrow)
+    cells = images.new_zeros(nrow * rows, C, H + pad, W + pad)
     cells[:N, :, :H, :W] = images
-    grid = cells.view(ncol, nrow, C, H + pad, W + pad).permute(2, 0, 3, 1, 4)
+    grid = cells.view(rows, nrow, C, H + pad, W + pad).permute(2, 0, 3, 1, 4)
     return torch.nn.functional.pad(
-        grid.reshape(C, ncol * (H + pad), nrow * (W + pad)), (pad, 0, pad, 0)
+        grid.reshape(C, rows * (H + pad), nrow * (W + pad)), (pad, 0, pad, 0)
     )
 
 

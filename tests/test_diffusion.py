@@ -252,6 +252,7 @@ def test_guidance_mixes_the_outputs_with_and_without_the_label():
     for scale in (0.0, 0.5, 1.0, 3.0):
         wanted = uncond + scale * (cond - uncond)
         got = guided(unet, labels, scale)(x_t, t)
+        assert torch.equal(guided(unet, labels, scale)(x_t, 500), got)
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-5)
     sizes = []
     unet.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))

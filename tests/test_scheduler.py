@@ -1293,6 +1293,8 @@ def test_original_sample_of_every_image_is_that_of_its_own_step(prediction_type,
     assert (x0.abs() <= 1.25).all() == clip_sample or prediction_type == "sample"
     with pytest.raises(ValueError, match="timesteps must lie in"):
         scheduler.get_original_sample(output, x_t, torch.tensor([0, 1, 2, 1000]))
+    with pytest.raises(ValueError, match="model_output has shape"):
+        scheduler.get_original_sample(output[:, :, 1:], x_t, t)
 
 
 def test_the_longest_schedule_of_epsilon_stays_within_float32():

@@ -44,6 +44,7 @@ class Run(ABC):
         labels: (N,) int64, their classes. They are used if the network has classes.
         scheduler: of the network.
         model: the network. It is trained in place.
+        total_steps: optimizer steps of the whole run.
 
     Attributes:
         id: a name of this run that no other run has.
@@ -434,11 +435,9 @@ def checked_log(log: object) -> list[dict]:
     """
     numbers = ("step", "images", "loss", "val_loss")
     for line in log if isinstance(log, list) else [None]:
-        if not isinstance(line, dict) or not {"step", "images"} <= line.keys():
-            raise ValueError(f"{line!r:.50} is not a line of a log")
-        if not all(type(line[key]) in (int, float) for key in numbers if key in line):
-            raise ValueError(f"{line!r:.50} is not a line of a log")
-        if not all(abs(line[key]) < 2**62 for key in numbers if key in line):
+        is_line = isinstance(line, dict) and {"step", "images"} <= line.keys()
+        known = [line[key] for key in numbers if key in line] if is_line else []
+        if not is_line or not all(type(x) in (int, float) and abs(x) < 2**62 for x in known):
             raise ValueError(f"{line!r:.50} is not a line of a log")
         json.dumps(line)  # or a TypeError
     return log
