@@ -81,8 +81,8 @@ def make_parser() -> cli.Parser:
         "--eta",
         type=cli.number(float, 0, 1),
         help="noise of ddim and dpm++, sigma_t^2 = eta beta~_t: 0 is deterministic, 1 is DDPM "
-        "(default: 1, which gives the best images of the shipped models at 50 steps; a student's: "
-        "0, as it was trained). diffusers' eta is the square root of this one",
+        "(default: 1, with 50 steps as good as any for mnist-v and mnist-eps; a student's: 0, as "
+        "it was trained). diffusers' eta is the square root of this one",
     )
     p.add_argument(
         "--label",

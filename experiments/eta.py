@@ -29,7 +29,7 @@ from experiments.common import Study
 from experiments.duels import duel_table
 from experiments.estimates import Results, excess, quotient
 from experiments.grid import Subject, make_cells
-from experiments.tables import best_in_bold, captioned, markdown_table, with_se
+from experiments.tables import best_in_bold, captioned, markdown_table, size_of, with_se
 from experiments.variances import IMAGES, OptimalVariance
 
 TITLE = "Which η?"
@@ -164,7 +164,8 @@ def variances_table(grid: Results, variances: Mapping[str, Results], label: str,
             column += [results.estimate(label, steps, None, key)] if steps in results.steps else []
         cells = best_in_bold(column)
         missing = [""] * (len(grid.etas) + len(variances) - len(cells))
-        columns.append([f"*{grid.images(steps):,} × {column[0].runs}*", *cells, *missing])
+        size = size_of(grid.images(steps), column[: len(grid.etas)])
+        columns.append([size, *cells, *missing])
     names = [
         "*n × seeds*",
         *(f"η = {eta:g}" for eta in grid.etas),

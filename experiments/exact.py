@@ -29,14 +29,11 @@ from experiments.common import HEADLINE, LONG, Study
 from experiments.denoiser import EXACT, exact_subject
 from experiments.estimates import Results, difference, short_names, z_score
 from experiments.figures import draw_estimates
-from experiments.grid import Subject, make_cells
-from experiments.tables import markdown_table, signed, with_margin, with_se
+from experiments.tables import markdown_table, signed, size_of, with_margin, with_se
 
 TITLE = "The exact denoiser: the steps' error alone"
 TABLES = ("exact", "exact-leads", "exact-copies")
 FIGURES = {"exact.png": "Fréchet distance of the exact denoiser and of the networks against steps"}
-
-SEEDS, FEW = 10, 20  # seeds of the leads, at FEW steps or less (unless the study has few seeds)
 
 
 def run(study: Study) -> dict[str, str]:
@@ -48,31 +45,13 @@ def run(study: Study) -> dict[str, str]:
         return {}
     images = load_dataset("mnist", "train", s.data_dir)[0].to(device)
     subject = exact_subject(images, study.subjects[0])
-    cells = make_cells([subject], steps, s.etas, s.images, s.repetitions)
-    exact = study.measure(cells, [subject])
-    leads = measure_leads(study, [subject, *study.subjects], [n for n in steps if n in HEADLINE])
+    exact = study.measure(study.cells_of([subject], steps), [subject])
     if not study.process.is_first:
         return {}
     results = joined(exact, networks)
     etas = list(dict.fromkeys(study.extremes))
     draw_exact(results, etas, study.reference(results.n), study.out / "exact.png")
-    low, high = study.extremes
-    more = {"exact-leads": leads_table(leads)} if leads.steps and low < high else {}
-    return tables(results) | more
-
-
-def measure_leads(study: Study, models: Sequence[Subject], steps: Sequence[int]) -> Results:
-    """Return the results of the models at the smallest and the largest eta, with many seeds."""
-    s = study.settings
-    many = SEEDS if s.seeds >= 3 else s.seeds
-    cells = make_cells(
-        models,
-        steps,
-        list(dict.fromkeys(study.extremes)),
-        s.images,
-        lambda n: max(many, s.repetitions(n)) if n <= FEW else s.repetitions(n),
-    )
-    return study.measure(cells, models)
+    return tables(results)
 
 
 def joined(exact: Results, networks: Results) -> Results:
@@ -84,8 +63,11 @@ def joined(exact: Results, networks: Results) -> Results:
 
 def tables(results: Results) -> dict[str, str]:
     """Return the tables."""
-    steps = max((n for n in results.steps if n in HEADLINE), default=results.steps[-1])
-    return {"exact": distances_table(results), "exact-copies": copies_table(results, steps)}
+    headline = [n for n in results.steps if n in HEADLINE]
+    tables = {"exact": distances_table(results)}
+    if headline and len(results.etas) > 1:
+        tables["exact-leads"] = leads_table(results, headline)
+    return tables | {"exact-copies": copies_table(results, (headline or results.steps)[-1])}
 
 
 def names(results: Results) -> Mapping[str, str]:
@@ -96,36 +78,39 @@ def names(results: Results) -> Mapping[str, str]:
 
 def distances_table(results: Results) -> str:
     """Return the Fréchet distances: one row per model and eta, one column per number of steps."""
-    runs = {s: len(results.at(EXACT, s, results.etas[0])) for s in results.steps}
-    rows = [["*n × seeds*", *(f"*{results.images(s):,} × {runs[s]}*" for s in results.steps)]]
-    for (label, name), eta in product(names(results).items(), results.etas):
-        row = [with_margin(results.estimate(label, s, eta)) for s in results.steps]
-        rows.append([f"{name}, η = {eta:g}", *row])
+    columns = []
+    for steps in results.steps:
+        settings = product(names(results), results.etas)
+        column = [results.estimate(label, steps, eta) for label, eta in settings]
+        columns.append([size_of(results.images(steps), column), *map(with_margin, column)])
+    heads = [f"{name}, η = {e:g}" for name, e in product(names(results).values(), results.etas)]
+    rows = zip(["*n × seeds*", *heads], *columns, strict=True)
     return markdown_table(["steps", *results.steps], rows)
 
 
-def leads_table(results: Results) -> str:
+def leads_table(results: Results, all_steps: Sequence[int]) -> str:
     """Return the lead of the largest eta over the smallest, and z of the networks' against exact's.
 
     A row for each model, a column for each number of steps.
     """
     low, high = results.etas[0], results.etas[-1]
-    leads = {
-        label: [
-            difference(*(results.estimate(label, s, eta) for eta in (low, high)))
-            for s in results.steps
-        ]
-        for label in names(results)
-    }
-    runs = {s: len(results.at(EXACT, s, low)) for s in results.steps}
-    rows = [["*n × seeds*", *(f"*{results.images(s):,} × {runs[s]}*" for s in results.steps)]]
-    rows += [[name, *map(with_se, leads[label])] for label, name in names(results).items()]
-    for label, name in names(results).items():
-        if label != EXACT:
-            zs = (z_score(a, b) for a, b in zip(leads[label], leads[EXACT], strict=True))
-            rows.append([f"z, {name} against exact", *map(signed, zs)])
-    head = f"lead of η = {high:g} over η = {low:g}"
-    return markdown_table([head, *(f"{s} steps" for s in results.steps)], rows)
+    columns = []
+    for steps in all_steps:
+        ends = {
+            label: [results.estimate(label, steps, eta) for eta in (low, high)]
+            for label in names(results)
+        }
+        leads = {label: difference(*pair) for label, pair in ends.items()}
+        networks = [lead for label, lead in leads.items() if label != EXACT]
+        zs = [signed(z_score(lead, leads[EXACT])) for lead in networks]
+        size = size_of(results.images(steps), ends[EXACT])
+        columns.append([size, *map(with_se, leads.values()), *zs])
+    heads = ["*n × seeds*", *names(results).values()]
+    heads += [f"z, {name} against exact" for name in names(results).values() if name != EXACT]
+    title = f"lead of η = {high:g} over η = {low:g}"
+    return markdown_table(
+        [title, *(f"{s} steps" for s in all_steps)], zip(heads, *columns, strict=True)
+    )
 
 
 def copies_table(results: Results, steps: int) -> str:

@@ -17,7 +17,7 @@ from lab.pictures import new_figure, save_figure
 from experiments.common import Study
 from experiments.estimates import Results
 from experiments.figures import draw_estimates, eta_colours
-from experiments.tables import best_in_bold, captioned, markdown_table, with_se
+from experiments.tables import best_in_bold, captioned, markdown_table, size_of, with_se
 
 TITLE = "Steps and η"
 TABLES = ("best", "steps-frechet", "steps-kid")
@@ -65,8 +65,7 @@ def steps_table(results: Results, label: str, key: str) -> str:
     columns = []
     for steps in results.steps:
         column = [results.estimate(label, steps, eta, key) for eta in results.etas]
-        size = f"*{results.images(steps):,} × {column[0].runs}*"
-        columns.append([size, *best_in_bold(column)])
+        columns.append([size_of(results.images(steps), column), *best_in_bold(column)])
     names = ["*n × seeds*", *(f"η = {eta:g}" for eta in results.etas)]
     return markdown_table(["steps", *results.steps], zip(names, *columns, strict=True))
 

@@ -77,6 +77,12 @@ def signed_with_se(e: Estimate) -> str:
     return f"{signed(e.mean)} ± {number(e.se)}"
 
 
+def size_of(images: int, column: Sequence[Estimate]) -> str:
+    """Return the images per cell, and the seeds of a column: "*1,000 × 3*", "*1,000 × 3 to 10*"."""
+    few, many = (f(e.runs for e in column) for f in (min, max))
+    return f"*{images:,} × {few}*" if few == many else f"*{images:,} × {few} to {many}*"
+
+
 # ---------------------------------------------------------------------------------- STUDY.md
 
 

@@ -226,6 +226,14 @@ def test_long_cells_have_fewer_images():
     assert [s.repetitions(steps) for steps in (5, 10, 1000)] == [1, 3, 1]
 
 
+def test_the_ends_of_eta_have_many_seeds_where_steps_are_few():
+    s = Settings((5, 10), (1,), (0.0, 0.5, 1.0), 100, 100, 3, 0, 100, "data", None)
+    assert [s.grid_repetitions(steps, 1.0) for steps in (5, 10, 20, 50)] == [1, 10, 10, 3]
+    assert s.grid_repetitions(10, 0.0) == 10 and s.grid_repetitions(10, 0.5) == 3
+    assert replace(s, seeds=2).grid_repetitions(10, 0.0) == 2  # a study with few seeds
+    assert replace(s, seeds=12).grid_repetitions(10, 0.0) == 12
+
+
 # -------------------------------------------------------------------------------- estimates
 
 

@@ -47,7 +47,7 @@ def test_three_settings_have_twenty_seeds_which_the_grid_shares(study):
     assert asked(study) == {("e", 10, 1.0), ("v", 5, 0.0), ("v", 10, 1.0)}
     assert len(study.rows) == 3 * 20 and {c.seed for c in study.rows} == set(range(20))
     shared = {c.name for c in study.rows} & {c.name for c in study.grid_cells}
-    assert len(shared) == 3 + 1 + 3  # the grid has three seeds at 10 steps, one at 5
+    assert len(shared) == 10 + 1 + 10  # the grid has ten seeds at 10 steps, one at 5
 
 
 def test_a_small_study_has_three_seeds_and_those_settings_that_it_has(study):

@@ -29,7 +29,7 @@ from experiments import (
     steps,
     training,
 )
-from experiments.common import HEADLINE, Study
+from experiments.common import Study
 from experiments.estimates import Estimate, Results
 from experiments.tables import (
     best_in_bold,
@@ -193,11 +193,10 @@ def key_of(row):
     return tuple(row[column] for column in ("model", "sampler", "steps", "eta", "n", "seed"))
 
 
-def in_grid(row):
-    """Return whether the cell of a row is one of the grid, and not of another experiment."""
-    seeds = study.FULL["seeds"] if row["steps"] in HEADLINE else 1
-    wanted = row["steps"] in study.FULL["steps"] and row["eta"] in study.FULL["eta"]
-    return row["sampler"] == "ddim" and wanted and row["seed"] < seeds
+def grid_of(replay, rows):
+    """Return the results of the grid; rows of other experiments are left out."""
+    wanted = {key_of(vars(cell)) for cell in replay.grid_cells}
+    return Results([row for row in rows if key_of(row) in wanted])
 
 
 @pytest.fixture
@@ -243,7 +242,7 @@ def test_the_tables_of_the_shipped_study_are_those_of_its_rows(replay):
     trained_names = {t.name for t in trainings}
     labels = {Path(path).stem for path in study.CHECKPOINTS}
     shipped = [row for row in rows if row["model"] in labels]
-    grid = Results([row for row in shipped if in_grid(row)])
+    grid = grid_of(replay, shipped)
     trained = Results([row for row in rows if row["model"] in trained_names])
     assert grid.rows and trained.rows
     variances = {
