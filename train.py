@@ -25,6 +25,7 @@ from pathlib import Path
 
 from lab import cli
 from lab.data import DATASETS
+from lab.errors import UserError
 
 from scheduler import BETA_SCHEDULES
 from training.loop import add_optimizer_options, add_options, given_arguments, start, take_over
@@ -42,6 +43,8 @@ def main() -> int:
         state = read_state(args.resume, Training.script)
         out = args.resume.removesuffix(".state.pt") + ".pt"
         note = take_over(args, given, state, parse_args, out, may_change=LENGTH)
+    else:
+        check_effect(args, given)
     recipe = Recipe(**{name: getattr(args, name) for name in RECIPE})
     options = {k: v for k, v in vars(args).items() if k not in (*RECIPE, "out", "resume")}
 
@@ -70,6 +73,18 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
     if files.grid.resolve() == files.loss_curve.resolve():
         p.error(f"--samples {args.samples} would give two pictures of {args.out} the same name")
     return args, given
+
+
+def check_effect(args: argparse.Namespace, given: set[str]) -> None:
+    """Check that no option was given that has no effect beside the others.
+
+    Raises:
+        UserError: one was.
+    """
+    if "low_noise" in given and args.density == "uniform":
+        raise UserError("--low-noise has no effect with --density uniform: leave it out")
+    if "max_weight" in given and args.pred != "eps":
+        raise UserError(f"--max-weight has no effect with --pred {args.pred}: leave it out")
 
 
 def make_parser() -> cli.Parser:

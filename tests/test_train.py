@@ -375,6 +375,15 @@ def test_files_of_another_run_are_not_overwritten_by_resuming(run_here, data_dir
 
 
 @pytest.mark.parametrize(
+    "options",
+    [("--pred", "v", "--max-weight", 5), ("--density", "uniform", "--low-noise", 0.1)],
+)
+def test_options_without_effect_are_refused(run_here, options):
+    """Also if the value is the default: it was typed, so something is expected of it."""
+    assert_refused(run_here("train.py", *options), options[2], "no effect")
+
+
+@pytest.mark.parametrize(
     "change",
     [{"channels": 7}, {"lr": "fast"}, {"batch_size": -1}, {"colour": 3}, {"minutes": 1e308}, 5],
     ids=str,
