@@ -206,13 +206,14 @@ class Distillation(Run):
     loss_name = "loss against the teacher of each round"
 
     def __init__(self, recipe: Recipe, images: Tensor, labels: Tensor, source: dict, path: str):
-        model, self.teacher = (build_model(source, path, images.device) for _ in range(2))
+        model, scheduler = build_model(source, path, images.device)
+        self.teacher, _ = build_model(source, path, images.device)
         if tuple(source["image_shape"]) != tuple(images.shape[1:]):
             raise UserError(f"{path} makes images of another shape than those of {recipe.dataset}")
         classes = CLASSES[recipe.dataset]
         if model.config["num_classes"] and source.get("classes", classes) != classes:
             raise UserError(f"{path} has other classes than {recipe.dataset}")
-        self.source, scheduler = source, DDPMScheduler(**source["scheduler"])
+        self.source = source
         self.all_timesteps = teacher_timesteps(scheduler, recipe, source.get("timesteps"), path)
         rounds = (recipe.teacher_steps // recipe.student_steps).bit_length() - 1
         self.sizes = [recipe.teacher_steps >> k for k in range(1, rounds + 1)]

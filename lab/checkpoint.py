@@ -105,20 +105,25 @@ def load_model(path: str | Path, device: torch.device | str = "cpu") -> tuple[UN
         UserError: as `load`, and if the weights do not fit the network or are not finite.
     """
     contents = load(path, "unet", "scheduler", "image_shape", "weights")
-    model = build_model(contents, path, device)
-    scheduler = DDPMScheduler(**contents["scheduler"])
+    model, scheduler = build_model(contents, path, device)
     full = {"unet": model.config, "scheduler": dict(scheduler.config)}
     if "timesteps" in contents:
-        scheduler.set_timesteps(timesteps=contents["timesteps"])
         full["timesteps"] = scheduler.timesteps.tolist()
     return model, contents | full
 
 
-def build_model(contents: dict, path: str | Path, device: torch.device | str = "cpu") -> UNet:
-    """Return the UNet of the contents of a checkpoint, as `load_model` does.
+def build_model(
+    contents: dict, path: str | Path, device: torch.device | str = "cpu"
+) -> tuple[UNet, DDPMScheduler]:
+    """Return the UNet of the contents of a checkpoint, and its scheduler.
+
+    The UNet is as `load_model` returns it. The scheduler of a student visits its timesteps.
 
     Args:
         path: the file that an error names.
+
+    Raises:
+        UserError: as `load_model`.
     """
     try:
         # On the meta device a hostile configuration cannot allocate memory.
@@ -139,7 +144,8 @@ def build_model(contents: dict, path: str | Path, device: torch.device | str = "
             raise ValueError("its weights are not finite")
     except Exception as error:  # a damaged dictionary can make torch raise any exception
         raise UserError(f"{path} does not hold a usable model: {one_line(error)}") from None
-    return unet.requires_grad_(False).eval().to(device, memory_format=torch.channels_last)
+    unet.requires_grad_(False).eval()
+    return unet.to(device, memory_format=torch.channels_last), scheduler
 
 
 def check_classes(contents: dict) -> None:
