@@ -214,7 +214,7 @@ def replay(tmp_path, monkeypatch, data_dir):
             label = model.removesuffix(", scale 1")  # as guidance.py asks students for digits
             if match := re.fullmatch(f"{re.escape(subject.label)}-{ending}", label):
                 number = int(match[1])
-                contents = subject.contents | {"training": {"images": 64 * number}}
+                contents = subject.contents | {"training": {"images": 512 * number}}
                 found[number] = replace(subject, label=label, sha256=sha256, contents=contents)
         return dict(sorted(found.items()))
 
