@@ -23,7 +23,7 @@ Sampling differs from the paper in these points:
 - On a CUDA GPU the network runs in bfloat16.
 - `guided` wraps a network with labels: it samples the digits that were asked for.
 
-A model is any function (x_t (B, C, H, W), t: an int, (B,) or (1,)) -> (B, C, H, W).
+A model is any function (x_t (B, C, H, W), t (B,) or (1,)) -> (B, C, H, W).
 """
 
 from collections.abc import Callable

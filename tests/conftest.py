@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import subprocess
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 # One thread per process, here and in the scripts that tests start: set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+if hasattr(signal, "SIGHUP"):  # nohup makes every process ignore it, but some tests send it
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from lab import cli  # noqa: E402
 from lab.data import load_dataset  # noqa: E402
