@@ -76,10 +76,10 @@ def parse_args(argv: list[str] | None = None) -> tuple[argparse.Namespace, set[s
 
 
 def check_effect(args: argparse.Namespace, given: set[str]) -> None:
-    """Check that no option was given that has no effect beside the others.
+    """Check that every option that was given has an effect.
 
     Raises:
-        UserError: one was.
+        UserError: one has none beside the others.
     """
     if "low_noise" in given and args.density == "uniform":
         raise UserError("--low-noise has no effect with --density uniform: leave it out")

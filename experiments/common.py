@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
-from itertools import product
+from functools import cache, partial
 from pathlib import Path
 
 from lab.distributed import Process
@@ -115,13 +114,11 @@ class Study:
     def cells_of(self, subjects: Sequence[Subject], steps: Sequence[int]) -> list[Cell]:
         """Return the cells of a grid {subject} x {steps} x {eta}."""
         s = self.settings
-        return [
-            cell
-            for number, eta in product(steps, s.etas)
-            for cell in make_cells(
-                subjects, [number], [eta], s.images, lambda n, eta=eta: s.grid_repetitions(n, eta)
-            )
-        ]
+        cells: list[Cell] = []
+        for eta in s.etas:
+            seeds = partial(s.grid_repetitions, eta=eta)
+            cells += make_cells(subjects, steps, [eta], s.images, seeds)
+        return cells
 
     def grid(self) -> Results:
         """Return the results of the grid {checkpoint} x {steps} x {eta}."""

@@ -188,7 +188,7 @@ def load_relatives(subject: Subject, ending: str, device: torch.device) -> dict[
 def check_relative(relative: Subject, subject: Subject) -> None:
     """Check that a student is one of this subject's, or that a snapshot has the subject's recipe.
 
-    A snapshot of another run counts, too, and that run may have been meant to last longer.
+    A snapshot of another run counts, too, whatever the length of that run.
 
     Raises:
         UserError: it does not.

@@ -38,7 +38,7 @@ from experiments.denoiser import (
 )
 from experiments.estimates import Estimate, Results, estimate
 from experiments.grid import Cell, Subject, make_cells
-from experiments.tables import captioned, markdown_table, signed_with_se, with_se
+from experiments.tables import captioned, markdown_table, with_se
 
 TITLE = "Where the network's error sits"
 TABLES = ("ranges", "ranges-changes")
@@ -87,7 +87,8 @@ def tables(
         return with_se(results.estimate(mixture, steps, eta))
 
     def changed(model: str, mixture: str, eta: float) -> str:
-        return signed_with_se(change(study, by_setting[model, eta], by_setting[mixture, eta]))
+        pair = by_setting[model, eta], by_setting[mixture, eta]
+        return with_se(change(study, *pair), "+.1f")
 
     return {
         "ranges": ranges_table(subject, steps, results.etas, distance),

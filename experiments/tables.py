@@ -46,10 +46,10 @@ def number(value: float, form: str = ".1f") -> str:
 
 
 def with_se(e: Estimate, form: str = ".1f") -> str:
-    """Return the mean ± its standard error; "–" if it is not defined."""
+    """Return the mean ± its standard error; "–" if it is not defined. A sign is the mean's only."""
     if math.isnan(e.mean):
         return "–"
-    return f"{number(e.mean, form)} ± {number(e.se, form)}"
+    return f"{number(e.mean, form)} ± {number(e.se, form.removeprefix('+'))}"
 
 
 def with_margin(e: Estimate, form: str = ".1f") -> str:
@@ -70,11 +70,6 @@ def best_in_bold(column: Sequence[Estimate]) -> list[str]:
 
 def signed(z: float) -> str:
     return number(z, "+.1f")
-
-
-def signed_with_se(e: Estimate) -> str:
-    """Return a difference ± its standard error."""
-    return f"{signed(e.mean)} ± {number(e.se)}"
 
 
 def size_of(images: int, column: Sequence[Estimate]) -> str:
