@@ -120,7 +120,7 @@ def frechet_influence(a: Tensor, b: Tensor) -> tuple[float, Tensor]:
     return distance.item(), influence
 
 
-def kid(a: Tensor, b: Tensor) -> tuple[float, float]:
+def kid(a: Tensor, b: Tensor, cubes_of_b: Tensor | None = None) -> tuple[float, float]:
     """Return KID and its standard error: unbiased MMD^2 with k(x, y) = (x.y / D + 1)^3.
 
     Binkowski 2018; the estimator is Gretton et al. 2012, eq. 3. The error is that of `a` alone, to
@@ -129,11 +129,15 @@ def kid(a: Tensor, b: Tensor) -> tuple[float, float]:
 
     With u = (x / sqrt(D), 1) the kernel is (u.v)^3, the inner product of the outer cubes of u and
     v. So a sum of k over pairs is one inner product of sums over samples: exact, and linear in N.
+
+    Args:
+        cubes_of_b: `sum_of_cubes(b)`, for a caller that compares many `a` with one `b`.
     """
-    u, v = (torch.cat([x.double() / x.shape[1] ** 0.5, x.new_ones(len(x), 1)], 1) for x in (a, b))
+    u, v = _with_one(a), _with_one(b)
     m, n = len(u), len(v)
     self_u, self_v = (rows.square().sum(1).pow(3) for rows in (u, v))  # k(x, x)
-    total_u, total_v = _sum_of_cubes(u), _sum_of_cubes(v)
+    total_u = sum_of_cubes(a)
+    total_v = sum_of_cubes(b) if cubes_of_b is None else cubes_of_b
     k_vv = (total_v.square().sum() - self_v.sum()) / (n * (n - 1))
     k_uv = (total_u * total_v).sum() / (m * n)
     w = _times_cubes(u, total_u / (m - 1) - total_v / n) - self_u / (m - 1)
@@ -141,9 +145,14 @@ def kid(a: Tensor, b: Tensor) -> tuple[float, float]:
     return (w.mean() - k_uv + k_vv).item(), 2 * _standard_error(w)
 
 
-def _sum_of_cubes(u: Tensor) -> Tensor:
-    """Return the sum of the outer cubes of the rows of u (N, E), as (E * E, E)."""
-    return sum(_squares(c).T @ c for c in _chunks(u))
+def sum_of_cubes(x: Tensor) -> Tensor:
+    """Return the sum of the outer cubes of the u of `kid`, for x (N, D), as ((D + 1)^2, D + 1)."""
+    return sum(_squares(c).T @ c for c in _chunks(_with_one(x)))
+
+
+def _with_one(x: Tensor) -> Tensor:
+    """Return (x / sqrt(D), 1) for each row of x (N, D): (N, D + 1) float64."""
+    return torch.cat([x.double() / x.shape[1] ** 0.5, x.new_ones(len(x), 1)], 1)
 
 
 def _times_cubes(u: Tensor, cubes: Tensor) -> Tensor:
@@ -372,7 +381,7 @@ def _fidelity(feats: Tensor, probs: Tensor, weights: str | Path, data_dir: str |
     test = _test_features(weights, data_dir)
     n, m = len(feats), min(len(feats), len(test))
     frechet, frechet_se = frechet_distance(feats, test)
-    kid_value, kid_se = kid(feats, test)
+    kid_value, kid_se = kid(feats, test, _test_cubes(weights, data_dir))
     # equally many of both, as in the paper: a denser set has smaller balls
     pair = test[_draw(len(test), m)], feats[_draw(n, m)]
     precision, precision_se, recall, recall_se = precision_recall(*pair)
@@ -456,6 +465,11 @@ def _images(split: str, data_dir: str | Path) -> Tensor:
 @lru_cache
 def _test_features(weights: str | Path, data_dir: str | Path) -> Tensor:
     return features(_images("test", data_dir), load_classifier(weights))[0]
+
+
+@lru_cache
+def _test_cubes(weights: str | Path, data_dir: str | Path) -> Tensor:
+    return sum_of_cubes(_test_features(weights, data_dir))
 
 
 @lru_cache

@@ -151,7 +151,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=cli.number(int, 0),
         help="length of each of the study's own trainings; 0: no trainings (default: 64000)",
     )
-    p.add_argument("--batch-size", type=natural, default=100, help="images at a time, in sampling")
+    p.add_argument("--batch-size", type=natural, default=50, help="images at a time, in sampling")
     cli.add_device(p)
     p.add_argument(
         "--compile",

@@ -23,6 +23,7 @@ from lab.device import device_name
 from lab.distributed import Process
 from lab.errors import UserError
 from lab.files import write_atomically
+from lab.threads import Crew
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ import metrics
 from diffusion import Model, guided, sample
 from experiments.keys import NETWORK, ROOT, images_key, metrics_key
 from experiments.variances import SAMPLERS
-from scheduler import PREDICTION_TYPES, DDIMScheduler
+from scheduler import PREDICTION_TYPES, DDIMScheduler, DDPMScheduler
 from training.recipe import LENGTH
 
 SHAPE = (1, 28, 28)  # the images that metrics.py scores
@@ -249,27 +250,34 @@ def sample_cell(
     Returns:
         (n, 1, 28, 28) uint8 on the CPU, the same on every process, and the seconds it took.
     """
-    scheduler = SAMPLERS[cell.sampler](**subject.contents["scheduler"])
-    timesteps = subject.contents.get("timesteps")  # a student has its own
-    scheduler.set_timesteps(None if timesteps else cell.steps, timesteps=timesteps)
-    step_arguments = {} if cell.eta is None else {"eta": cell.eta}
+    crew = Crew(process.device)
+
+    def report(_t: int, x_t: Tensor, _x0: Tensor) -> None:
+        crew.report(progress, len(x_t) * process.world)
+
+    def make(indices: Tensor) -> Tensor:
+        model, scheduler = subject.model_for(indices), scheduler_of(cell, subject)
+        arguments = {} if cell.eta is None else {"eta": cell.eta}
+        x = sample(model, scheduler, indices, SHAPE, seed=cell.seed, callback=report, **arguments)
+        return to_uint8(x).cpu()
+
     pixels = torch.zeros(cell.n, *SHAPE, dtype=torch.uint8)
     began = time.perf_counter()
     share = process.share(cell.n)
     mine = torch.arange(share.start, share.stop, device=process.device)
-    for indices in mine.split(batch_size):
-        x = sample(
-            subject.model_for(indices),
-            scheduler,
-            indices,
-            SHAPE,
-            seed=cell.seed,
-            callback=lambda _t, x_t, _x0: progress(len(x_t) * process.world),
-            **step_arguments,
-        )
-        pixels[indices.cpu()] = to_uint8(x).cpu()
+    batches = crew.split(mine, batch_size)
+    for indices, images in zip(batches, crew.map(make, batches), strict=True):
+        pixels[indices.cpu()] = images
     process.sum(pixels)  # the rows of other processes are 0
     return pixels, time.perf_counter() - began
+
+
+def scheduler_of(cell: Cell, subject: Subject) -> DDPMScheduler:
+    """Return the scheduler of a cell, with its timesteps. A student has its own ones."""
+    scheduler = SAMPLERS[cell.sampler](**subject.contents["scheduler"])
+    timesteps = subject.contents.get("timesteps")
+    scheduler.set_timesteps(None if timesteps else cell.steps, timesteps=timesteps)
+    return scheduler
 
 
 def run_cells(

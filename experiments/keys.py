@@ -36,6 +36,7 @@ PLUMBING = (
     "lab.errors",
     "lab.files",
     "lab.pictures",
+    "lab.threads",
     "experiments.variances:SAMPLERS",
     "training.loop:draw_and_tell",
     "training.loop:preview",

@@ -4,8 +4,10 @@ They are runs of train.py, and are kept like the cells (see keys.py).
 """
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -15,6 +17,7 @@ from lab import cli
 from lab.checkpoint import load_model
 from lab.distributed import Process
 from lab.errors import UserError
+from lab.threads import Crew
 
 from tqdm import tqdm
 
@@ -25,6 +28,7 @@ from experiments.keys import ROOT, training_key
 BATCH_SIZE = 64
 CALLS = 3  # of the network, that take as long as a training image: backward costs two
 STEPS, ETAS = (10, 50), (0.0, 1.0)  # how the trained models are sampled
+AT_ONCE = 4  # trainings; each needs half a gigabyte of memory
 
 
 @dataclass(frozen=True)
@@ -123,19 +127,43 @@ def run_trainings(
 ) -> None:
     """Train models. All processes must call this.
 
-    Every process trains its share of the models, each model on its own.
+    Every process trains its share of the models. On a CPU it trains several at a time: two of them
+    with one thread each make 1.4 times as many steps as one after the other with two threads.
 
     Args:
         bar: counts network calls, see `Training.calls`.
 
     Raises:
         UserError: a training failed.
+        Stopped: a signal stopped them. They have saved their states, if they had begun.
     """
     mine = [trainings[i] for i in process.share(len(trainings))]
-    for i, training in enumerate(mine, start=1):
-        bar.write(f"training {i} of {len(mine)}: {training.name}")
-        train(training, path_of(training, process, folder), process, data_dir)
-        bar.update(training.calls * process.world)
+    threads = Crew(process.device).threads
+    at_once = max(1, min(threads, AT_ONCE, len(mine)))
+    waiting, running, signals = list(enumerate(mine, start=1)), {}, []
+    with cli.handle_stop_signals(lambda number, _frame: signals.append(number)):
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    i, training = waiting.pop(0)
+                    bar.write(f"training {i} of {len(mine)}: {training.name}")
+                    path = path_of(training, process, folder)
+                    child = start(training, path, process, data_dir, threads // at_once)
+                    running[child] = training
+                time.sleep(0.1)
+                if signals:
+                    raise cli.Stopped(128 + signals[0])
+                for child in [child for child in running if child.poll() is not None]:
+                    training = running.pop(child)
+                    if child.returncode:
+                        log = path_of(training, process, folder).with_suffix(".log")
+                        raise UserError(f"training {training.name} failed: see {log}")
+                    bar.update(training.calls * process.world)
+        finally:  # what still runs saves its state
+            for child in running:
+                child.send_signal(signals[0] if signals else signal.SIGTERM)
+            for child in running:
+                child.wait()
     process.barrier()
 
 
@@ -163,28 +191,18 @@ def is_complete(path: Path, training: Training) -> bool:
     return path.exists() and load_model(path)[1]["training"]["step"] == training.steps
 
 
-def train(training: Training, path: Path, process: Process, data_dir: str) -> None:
-    """Run train.py, from its last saved state if there is one. It is a process of its own."""
+def start(
+    training: Training, path: Path, process: Process, data_dir: str, threads: int
+) -> subprocess.Popen:
+    """Start train.py, from its last saved state if there is one. It writes to a log at `path`."""
     state = path.with_suffix(".state.pt")
     new = [*training.arguments(), f"--out={path}", f"--samples={path.parent / 'samples'}"]
     how = [f"--resume={state}"] if state.exists() else new
     where = [f"--device={process.device}", f"--data={data_dir}"]
     several = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE")  # what torchrun tells its processes
     environment = {k: v for k, v in os.environ.items() if k not in several}
+    environment["OMP_NUM_THREADS"] = str(threads)
     command = [sys.executable, str(ROOT / "train.py"), *how, *where]
-
-    signals = []
-
-    def pass_on(number: int, _frame: object) -> None:
-        signals.append(number)
-        child.send_signal(number)
-
-    with (
-        subprocess.Popen(command, env=environment) as child,
-        cli.handle_stop_signals(pass_on),
-    ):
-        code = child.wait()  # after a signal train.py saves, if it has begun
-    if signals:
-        raise cli.Stopped(128 + signals[0])
-    if code:
-        raise UserError(f"training {training.name} failed: see above")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(command, env=environment, stdout=log, stderr=log)

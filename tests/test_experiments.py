@@ -4,9 +4,11 @@ import json
 import math
 import os
 import signal
+import subprocess
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 from lab import cli
 from lab.data import to_model_range, to_uint8
@@ -396,32 +398,73 @@ def test_a_training_is_run_once_and_is_what_its_name_says(tmp_path, data_dir, mo
 @pytest.mark.skipif(sys.platform == "win32", reason="it has no signals")
 def test_a_stop_while_a_training_begins_is_a_stop(tmp_path, monkeypatch):
     """The child has no handler yet and dies of the signal: that is no failed training."""
-    begin = trainings.subprocess.Popen
+    begin = subprocess.Popen
 
     def popen(*args, **options):
         threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
         return begin([sys.executable, "-c", "import time; time.sleep(60)"])
 
     monkeypatch.setattr(trainings.subprocess, "Popen", popen)
-    training = Training("v", Schedule("linear"), "uniform", 5, 128)
     with pytest.raises(cli.Stopped) as stopped:
-        trainings.train(training, tmp_path / "x.pt", ALONE, "data")
+        trainings.run_trainings(TWO, ALONE, tmp_path, "data", tqdm(disable=True))
     assert stopped.value.code == 128 + signal.SIGTERM
+
+
+TWO = [Training("v", Schedule("linear"), "uniform", seed, 128) for seed in (5, 6)]
+
+
+def run_instead(monkeypatch, code: str) -> list[subprocess.Popen]:
+    """Have Python code run in place of train.py; return the processes that will have run it."""
+    begin, children = subprocess.Popen, []
+
+    def popen(command, **options):
+        children.append(begin([sys.executable, "-c", code, *command], **options))
+        return children[-1]
+
+    monkeypatch.setattr(trainings.subprocess, "Popen", popen)
+    return children
 
 
 def test_a_training_is_told_nothing_of_torchrun(tmp_path, monkeypatch):
     """It is a process of its own, also if the study has several."""
-    command = [sys.executable, "-c", "import os; print(*os.environ)"]
-    popen = trainings.subprocess.Popen
-    with (tmp_path / "names").open("w") as file:
-        fake = lambda _, env: popen(command, env=env, stdout=file)  # noqa: E731
-        monkeypatch.setattr(trainings.subprocess, "Popen", fake)
-        for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "KEPT"):
-            monkeypatch.setenv(name, "2")
-        training = Training("v", Schedule("linear"), "uniform", 5, 128)
-        trainings.train(training, tmp_path / "x.pt", ALONE, "data")
-    told = (tmp_path / "names").read_text().split()
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE", "KEPT"):
+        monkeypatch.setenv(name, "2")
+    run_instead(monkeypatch, "import os; print(*os.environ)")
+    trainings.run_trainings(TWO[:1], ALONE, tmp_path, "data", tqdm(disable=True))
+    (log,) = tmp_path.glob("*.log")
+    told = log.read_text().split()
     assert "KEPT" in told and not {"WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE"} & set(told)
+
+
+def test_trainings_run_side_by_side_and_share_the_threads(tmp_path, monkeypatch):
+    """Each of the two waits for the other one, and says how many threads it may use."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 5)
+    code = f"""
+import os, pathlib, sys, time
+folder = pathlib.Path({str(tmp_path)!r})
+(folder / f"{{os.getpid()}}.here").touch()
+while len(list(folder.glob("*.here"))) < 2:
+    time.sleep(0.01)
+print(os.environ["OMP_NUM_THREADS"])"""
+    run_instead(monkeypatch, code)
+    bar = tqdm(total=sum(t.calls for t in TWO))
+    trainings.run_trainings(TWO, ALONE, tmp_path, "data", bar)
+    assert bar.n == bar.total
+    assert [log.read_text() for log in tmp_path.glob("*.log")] == ["2\n", "2\n"]
+
+
+def test_a_failed_training_names_its_log_and_stops_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    code = """
+import sys, time
+if "5" in sys.argv:
+    sys.exit("a disk is full")
+time.sleep(60)"""
+    children = run_instead(monkeypatch, code)
+    with pytest.raises(UserError, match="-seed5 failed: see (.*)") as failed:
+        trainings.run_trainings(TWO, ALONE, tmp_path, "data", tqdm(disable=True))
+    assert "a disk is full" in Path(str(failed.value).split(": see ")[1]).read_text()
+    assert all(child.returncode for child in children)
 
 
 # --------------------------------------------------------------------------------- measures
