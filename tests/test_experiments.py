@@ -58,10 +58,12 @@ CELL = Cell("x", "0" * 64, "ddim", 5, 1.0, 7, 3)
         ("dpm++", 0.5, DPMSolverMultistepScheduler),
     ],
 )
-def test_a_cell_is_the_sample_of_its_fields(sampler, eta, scheduler):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_cell_is_the_sample_of_its_fields(sampler, eta, scheduler, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     cell = replace(CELL, sampler=sampler, eta=eta)
     steps = []
-    images, seconds = grid.sample_cell(cell, subject(linear), ALONE, 4, steps.append)
+    images, seconds = grid.sample_cell(cell, subject(linear), ALONE, 2, steps.append)
     reverse = scheduler(beta_schedule="cosine")
     reverse.set_timesteps(5)
     arguments = {} if eta is None else {"eta": eta}

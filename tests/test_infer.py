@@ -54,6 +54,23 @@ def test_the_settings_reach_the_sampler(run_here, tiny_checkpoint, tmp_path, sam
     np.testing.assert_array_equal(np.load(tmp_path / "x.npy"), to_uint8(x).squeeze(1).numpy())
 
 
+@pytest.mark.parametrize("sampler", list(SAMPLERS))
+def test_images_do_not_depend_on_the_number_of_threads(
+    run_here, tiny_checkpoint, tmp_path, monkeypatch, sampler
+):
+    """DPM-Solver++ remembers its last step: each batch needs a scheduler of its own."""
+    arguments = ("--ckpt", tiny_checkpoint, "--n", 12, "--batch-size", 2, "--steps", 5)
+    arrays = []
+    for threads in (1, 4):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        done = run_here(
+            "infer.py", *arguments, "--sampler", sampler, "--save-npy", "--out", "x.png"
+        )
+        assert done.returncode == 0, done.stderr
+        arrays.append(np.load(tmp_path / "x.npy"))
+    np.testing.assert_array_equal(*arrays)
+
+
 @pytest.mark.slow
 def test_images_do_not_depend_on_the_number_of_processes(run, tiny_checkpoint, tmp_path):
     arguments = ("--ckpt", tiny_checkpoint, "--n", 7, "--steps", 5, "--eta", 1, "--save-npy")
