@@ -245,11 +245,6 @@ def start(
             run = make_run(images, labels)
             if state is not None:
                 notes.append(run.load(state))
-                if run.step > run.total_steps and getattr(args, "minutes", None) is None:
-                    raise UserError(
-                        f"{args.resume} is at step {run.step}, after the new end of the run at "
-                        f"step {run.total_steps}"
-                    )
             if process.is_first:
                 files.grid.parent.mkdir(parents=True, exist_ok=True)  # or fail now, not later
                 if state is not None:

@@ -325,6 +325,11 @@ class Run(ABC):
         except Exception as error:  # a damaged state can make torch raise any exception
             raise UserError(f"the training state does not fit: {one_line(error)}") from None
         self.fit_to_the_clock()
+        if self.step > self.total_steps:
+            raise UserError(
+                f"the training state is at step {self.step}, after the end of the run at step "
+                f"{self.total_steps}"
+            )
         return note
 
 
