@@ -23,7 +23,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from datetime import timedelta
 from pathlib import Path
 
@@ -34,7 +34,6 @@ from lab.distributed import Process, launch
 from lab.errors import UserError
 from lab.files import write_atomically
 
-import torch
 from tqdm import tqdm
 
 from experiments import (
@@ -151,14 +150,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=cli.number(int, 0),
         help="length of each of the study's own trainings; 0: no trainings (default: 64000)",
     )
-    p.add_argument("--batch-size", type=natural, default=50, help="images at a time, in sampling")
-    cli.add_device(p)
     p.add_argument(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="compile the networks of --ckpt: a minute for each, then a tenth faster on a CPU",
+        "--batch-size",
+        type=natural,
+        help="images at a time, in sampling; on a CPU, in each of up to 8 threads (default: 50, "
+        "on a GPU 100)",
     )
+    cli.add_device(p)
     cli.add_data(p)
     p.add_argument(
         "--out",
@@ -193,7 +191,7 @@ def make_study(args: argparse.Namespace, process: Process) -> Study:
         n_long=args.n_long or (args.n if on_gpu else max(args.n // 4, MIN_SAMPLES)),
         seeds=args.seeds,
         train_images=args.train_images,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size or (100 if on_gpu else 50),
         data_dir=args.data,
         out=args.out,
     )
@@ -205,12 +203,6 @@ def make_study(args: argparse.Namespace, process: Process) -> Study:
             raise UserError(f"{subject.path} has one timestep only: there is nothing to compare")
         if most > T:
             raise UserError(f"--steps {most} is more than the {T} of {subject.path}")
-    if args.compile:  # the weights stay as they are, so they may become constants of the code
-        options = {"dynamic": False, "options": {"freezing": True}}
-        subjects = [
-            replace(one, model=torch.compile(one.model, **options), is_compiled=True)
-            for one in subjects
-        ]
     world = process.world
     launcher = "python" if world == 1 else f"torchrun --nproc-per-node={world} --"
     return Study(

@@ -147,7 +147,6 @@ def mixed_subject(outside: Subject, inside: Subject, low: float, high: float) ->
         mixture(inside.model, outside.model, outside.scheduler(), low, high),
         outside.contents,
         ("experiments.denoiser:mixture", *outside.code, *inside.code),
-        is_compiled=outside.is_compiled or inside.is_compiled,
     )
 
 

@@ -59,7 +59,6 @@ class Subject:
     folder: Path = Path()  # where its checkpoint lies
     labels: tuple[int, ...] = ()  # that the images ask for, in turn
     guidance_scale: float = 1.0  # only with labels
-    is_compiled: bool = False  # by torch.compile
 
     @property
     def symbol(self) -> str:
@@ -255,7 +254,8 @@ def sample_cell(
     def report(_t: int, x_t: Tensor, _x0: Tensor) -> None:
         crew.report(progress, len(x_t) * process.world)
 
-    def make(indices: Tensor) -> Tensor:
+    def make(numbers: range) -> Tensor:
+        indices = torch.arange(numbers.start, numbers.stop, device=process.device)
         model, scheduler = subject.model_for(indices), scheduler_of(cell, subject)
         arguments = {} if cell.eta is None else {"eta": cell.eta}
         x = sample(model, scheduler, indices, SHAPE, seed=cell.seed, callback=report, **arguments)
@@ -263,17 +263,15 @@ def sample_cell(
 
     pixels = torch.zeros(cell.n, *SHAPE, dtype=torch.uint8)
     began = time.perf_counter()
-    share = process.share(cell.n)
-    mine = torch.arange(share.start, share.stop, device=process.device)
-    batches = crew.split(mine, batch_size)
-    for indices, images in zip(batches, crew.map(make, batches), strict=True):
-        pixels[indices.cpu()] = images
+    batches = crew.split(process.share(cell.n), batch_size)
+    for numbers, images in zip(batches, crew.map(make, batches), strict=True):
+        pixels[numbers.start : numbers.stop] = images
     process.sum(pixels)  # the rows of other processes are 0
     return pixels, time.perf_counter() - began
 
 
 def scheduler_of(cell: Cell, subject: Subject) -> DDPMScheduler:
-    """Return the scheduler of a cell, with its timesteps. A student has its own ones."""
+    """Return the scheduler of a cell, with its timesteps. A student has timesteps of its own."""
     scheduler = SAMPLERS[cell.sampler](**subject.contents["scheduler"])
     timesteps = subject.contents.get("timesteps")
     scheduler.set_timesteps(None if timesteps else cell.steps, timesteps=timesteps)
@@ -295,20 +293,18 @@ def run_cells(
         bar: counts network calls (of one image).
     """
     by_sha256, warm = {subject.sha256: subject for subject in subjects}, set()
-    whole = batch_size * process.world  # images of a batch of every process
     for cell in cells:
         subject = by_sha256[cell.sha256]
         bar.set_description(f"{cell.model}, {cell.steps} steps")
-        if (cell.model, cell.n) not in warm:  # a network's first calls prepare its kernels
-            once = replace(cell, steps=1, n=min(cell.n, whole + cell.n % whole))
-            sample_cell(once, subject, process, batch_size)
-            warm.add((cell.model, cell.n))
+        if cell.sha256 not in warm:  # a network's first calls prepare its kernels
+            few = replace(cell, steps=1, n=min(cell.n, batch_size * process.world))
+            sample_cell(few, subject, process, batch_size)
+            warm.add(cell.sha256)
         pixels, seconds = sample_cell(cell, subject, process, batch_size, bar.update)
         if process.is_first:
             key = images_key(cell.sampler, process.device.type, subject.code)
             facts = {"images_key": key, "prediction": subject.symbol, "seconds": seconds}
-            facts |= {"images_per_s": cell.n / seconds, "compiled": int(subject.is_compiled)}
-            facts |= describe(process)
+            facts |= {"images_per_s": cell.n / seconds} | describe(process)
             keep(folder, cell, subject, pixels, facts, data_dir)
 
 

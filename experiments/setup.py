@@ -39,7 +39,6 @@ def setup_table(results: Results, command: str) -> str:
         return ", ".join(dict.fromkeys(str(row[column]) for row in results.rows))
 
     rows = results.rows
-    compiled = dict.fromkeys("yes" if row.get("compiled") else "no" for row in rows)
     processes = {f"{row['processes']} × {row['threads']}": None for row in rows}
     return markdown_table(
         ("", ""),
@@ -52,7 +51,6 @@ def setup_table(results: Results, command: str) -> str:
             ("device", every("device")),
             ("processes × threads", ", ".join(processes)),
             ("torch", every("torch")),
-            ("torch.compile", ", ".join(compiled)),
             ("commit", every("commit")),
         ],
     )

@@ -28,7 +28,7 @@ from experiments.keys import ROOT, training_key
 BATCH_SIZE = 64
 CALLS = 3  # of the network, that take as long as a training image: backward costs two
 STEPS, ETAS = (10, 50), (0.0, 1.0)  # how the trained models are sampled
-AT_ONCE = 4  # trainings; each needs half a gigabyte of memory
+AT_ONCE = 4  # trainings; each needs a gigabyte of memory
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,8 @@ def run_trainings(
                     path = path_of(training, process, folder)
                     child = start(training, path, process, data_dir, threads // at_once)
                     running[child] = training
-                time.sleep(0.1)
+                time.sleep(0.5)
+                bar.refresh()  # its clock
                 if signals:
                     raise cli.Stopped(128 + signals[0])
                 for child in [child for child in running if child.poll() is not None]:
@@ -201,7 +202,8 @@ def start(
     where = [f"--device={process.device}", f"--data={data_dir}"]
     several = ("WORLD_SIZE", "RANK", "LOCAL_WORLD_SIZE")  # what torchrun tells its processes
     environment = {k: v for k, v in os.environ.items() if k not in several}
-    environment["OMP_NUM_THREADS"] = str(threads)
+    if process.device.type == "cpu":
+        environment["OMP_NUM_THREADS"] = str(threads)
     command = [sys.executable, str(ROOT / "train.py"), *how, *where]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".log").open("ab") as log:

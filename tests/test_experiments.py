@@ -408,7 +408,7 @@ def test_a_stop_while_a_training_begins_is_a_stop(tmp_path, monkeypatch):
 
     monkeypatch.setattr(trainings.subprocess, "Popen", popen)
     with pytest.raises(cli.Stopped) as stopped:
-        trainings.run_trainings(TWO, ALONE, tmp_path, "data", tqdm(disable=True))
+        trainings.run_trainings(TWO[:1], ALONE, tmp_path, "data", tqdm(disable=True))
     assert stopped.value.code == 128 + signal.SIGTERM
 
 

@@ -6,8 +6,6 @@ import re
 import subprocess
 from dataclasses import replace
 
-from lab.distributed import Process
-
 import numpy as np
 import pytest
 import torch
@@ -77,26 +75,6 @@ def test_a_checkpoint_of_one_timestep_is_refused(tiny_checkpoint, tmp_path, run_
     torch.save(contents, tmp_path / "tiny.pt")
     options = ("--ckpt", tmp_path / "tiny.pt", "--steps", 1, "--data", data_dir, "--out", "out")
     assert_refused(run_here("study.py", *options), "one timestep only")
-
-
-def test_compile_compiles_the_checkpoints(tiny_checkpoint, monkeypatch):
-    compiled = []
-    monkeypatch.setattr(torch, "compile", lambda model, **_: compiled.append(model) or "compiled")
-    for flags in ([], ["--compile"]):
-        args = study.parse_args(["--ckpt", str(tiny_checkpoint), "--steps", "1", *flags])
-        made = study.make_study(args, Process(torch.device("cpu")))
-        assert [s.model == "compiled" for s in made.subjects] == [bool(flags)]
-    assert len(compiled) == 1
-
-
-@pytest.mark.slow
-def test_compile_without_a_compiler_is_refused(tiny_checkpoint, run, monkeypatch, data_dir):
-    monkeypatch.setenv("CXX", "/nonexistent")
-    options = ("--steps", 1, "--eta", 0, "--n", 100, "--data", data_dir, "--out", "out")
-    done = run("study.py", "steps", "--compile", "--ckpt", tiny_checkpoint, *options)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("error: ") and "--no-compile" in last and "compiler" in last
 
 
 # ------------------------------------------------------------------------------- results.csv

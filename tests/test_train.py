@@ -551,6 +551,15 @@ def test_refusals(run_here, data_dir, arguments, words):
     assert_refused(run_here("train.py", *arguments, "--data", data_dir), *words)
 
 
+@pytest.mark.slow
+def test_compile_without_a_compiler_is_refused(run, monkeypatch, data_dir):
+    monkeypatch.setenv("CXX", "/nonexistent")
+    done = run("train.py", "--pred", "v", "--steps", 1, "--compile", "--data", data_dir)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and "--no-compile" in last and "compiler" in last
+
+
 def test_resume_refuses_what_contradicts_it(run_here, tiny_checkpoint, data_dir):
     state = tiny_checkpoint.with_suffix(".state.pt")
     assert_refused(

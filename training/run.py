@@ -327,8 +327,8 @@ class Run(ABC):
         self.fit_to_the_clock()
         if self.step > self.total_steps:
             raise UserError(
-                f"the training state is at step {self.step}, after the end of the run at step "
-                f"{self.total_steps}"
+                f"the training state does not fit: it is at step {self.step}, and the run ends at "
+                f"step {self.total_steps}"
             )
         return note
 
