@@ -191,7 +191,7 @@ def make_study(args: argparse.Namespace, process: Process) -> Study:
         n_long=args.n_long or (args.n if on_gpu else max(args.n // 4, MIN_SAMPLES)),
         seeds=args.seeds,
         train_images=args.train_images,
-        batch_size=args.batch_size or (100 if on_gpu else 50),
+        batch_size=args.batch_size or (50 if process.device.type == "cpu" else 100),
         data_dir=args.data,
         out=args.out,
     )

@@ -195,7 +195,7 @@ def is_complete(path: Path, training: Training) -> bool:
 def start(
     training: Training, path: Path, process: Process, data_dir: str, threads: int
 ) -> subprocess.Popen:
-    """Start train.py, from its last saved state if there is one. It writes to a log at `path`."""
+    """Start train.py, from its last saved state if there is one. Its output goes to NAME.log."""
     state = path.with_suffix(".state.pt")
     new = [*training.arguments(), f"--out={path}", f"--samples={path.parent / 'samples'}"]
     how = [f"--resume={state}"] if state.exists() else new

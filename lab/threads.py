@@ -8,10 +8,10 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-MOST = (
-    8  # batches at a time: Python runs one thread at a time, and each needs it between operations
-)
-SMALLEST = 16  # images of a batch: in smaller ones Python takes longer than the operations
+# Between two operations a thread needs Python, which runs one thread at a time. So there must not
+# be too many threads, and a batch must not be too small.
+MOST = 8  # batches at a time
+SMALLEST = 16  # images of a batch
 
 
 class Crew:
@@ -27,7 +27,7 @@ class Crew:
         self._lock, self._is_over = Lock(), False
 
     def split(self, items: range, batch_size: int) -> list[range]:
-        """Return parts of nearly equal size, at most batch_size: as many for each thread.
+        """Return parts of nearly equal size, at most batch_size, and equally many for each thread.
 
         There are fewer parts where they would have less than SMALLEST items.
         """
