@@ -79,7 +79,7 @@ def check_effect(args: argparse.Namespace, given: set[str]) -> None:
     """Check that every option that was given has an effect.
 
     Raises:
-        UserError: one has none beside the others.
+        UserError: one has no effect beside the others.
     """
     if "low_noise" in given and args.density == "uniform":
         raise UserError("--low-noise has no effect with --density uniform: leave it out")

@@ -271,7 +271,7 @@ def sample_cell(
 
 
 def scheduler_of(cell: Cell, subject: Subject) -> DDPMScheduler:
-    """Return the scheduler of a cell, with its timesteps. A student has timesteps of its own."""
+    """Return the scheduler of a cell, with its timesteps. A student brings its timesteps along."""
     scheduler = SAMPLERS[cell.sampler](**subject.contents["scheduler"])
     timesteps = subject.contents.get("timesteps")
     scheduler.set_timesteps(None if timesteps else cell.steps, timesteps=timesteps)

@@ -40,7 +40,7 @@ class Process:
 
     def share(self, n: int) -> range:
         """Return which of n items belong to this process: equal contiguous parts."""
-        return range(n * self.rank // self.world, n * (self.rank + 1) // self.world)
+        return share(n, self.rank, self.world)
 
     def barrier(self) -> None:
         """Wait until every process is here."""
@@ -69,6 +69,11 @@ class Process:
     def parallel(self, model: nn.Module) -> nn.Module:
         """Return the model such that its gradients are averaged over all processes."""
         return nn.parallel.DistributedDataParallel(model) if self.world > 1 else model
+
+
+def share(n: int, i: int, parts: int) -> range:
+    """Return part i of n items, which are cut into contiguous parts of nearly equal size."""
+    return range(n * i // parts, n * (i + 1) // parts)
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ def test_the_settings_reach_the_sampler(run_here, tiny_checkpoint, tmp_path, sam
 def test_images_do_not_depend_on_the_number_of_threads(
     run_here, tiny_checkpoint, tmp_path, monkeypatch, sampler
 ):
-    """DPM-Solver++ remembers its last step: each batch needs a scheduler of its own."""
+    """DPM-Solver++ remembers its last step: each batch needs another scheduler."""
     arguments = ("--ckpt", tiny_checkpoint, "--n", 12, "--batch-size", 2, "--steps", 5)
     arrays = []
     for threads in (1, 4):
