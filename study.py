@@ -154,7 +154,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--batch-size",
         type=natural,
         help="images at a time, in sampling; on a CPU, in each of up to 8 threads (default: 50, "
-        "on a GPU 100)",
+        "on a GPU 100; the exact denoiser takes at least 250)",
     )
     cli.add_device(p)
     cli.add_data(p)

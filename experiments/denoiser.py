@@ -25,7 +25,9 @@ from scheduler import DDPMScheduler
 # Smaller weights count as 0: 60,000 of them add up to float32's rounding. So few images are left at
 # low noise, and no subnormal numbers, which slow an Intel CPU down a hundred times.
 SMALLEST_WEIGHT = 1e-12
-BATCH = 250  # images at a time: their weights for 60,000 training images take 60 MB
+# Images at a time: all of them share one reading of the training images, 188 MB, so more images
+# take less time each. The weights of so many for 60,000 training images take 60 MB.
+BATCH = 250
 
 
 class ExactDenoiser:
@@ -131,7 +133,8 @@ def exact_subject(images: Tensor, subject: Subject) -> Subject:
     sha256 = hashlib.sha256(images.cpu().numpy().tobytes() + facts.encode()).hexdigest()
     contents = {"scheduler": subject.contents["scheduler"]}
     model = ExactDenoiser(images, scheduler)
-    return Subject(EXACT, "", sha256, model, contents, ("experiments.denoiser:ExactDenoiser",))
+    code = ("experiments.denoiser:ExactDenoiser",)
+    return Subject(EXACT, "", sha256, model, contents, code, batch_size=BATCH)
 
 
 def mixed_subject(outside: Subject, inside: Subject, low: float, high: float) -> Subject:
@@ -147,6 +150,7 @@ def mixed_subject(outside: Subject, inside: Subject, low: float, high: float) ->
         mixture(inside.model, outside.model, outside.scheduler(), low, high),
         outside.contents,
         ("experiments.denoiser:mixture", *outside.code, *inside.code),
+        batch_size=max(outside.batch_size, inside.batch_size),
     )
 
 

@@ -59,6 +59,7 @@ class Subject:
     folder: Path = Path()  # where its checkpoint lies
     labels: tuple[int, ...] = ()  # that the images ask for, in turn
     guidance_scale: float = 1.0  # only with labels
+    batch_size: int = 1  # with fewer images at a time the model would waste time
 
     @property
     def symbol(self) -> str:
@@ -295,12 +296,13 @@ def run_cells(
     by_sha256, warm = {subject.sha256: subject for subject in subjects}, set()
     for cell in cells:
         subject = by_sha256[cell.sha256]
+        size = max(batch_size, subject.batch_size)
         bar.set_description(f"{cell.model}, {cell.steps} steps")
         if cell.sha256 not in warm:  # a network's first calls prepare its kernels
-            few = replace(cell, steps=1, n=min(cell.n, batch_size * process.world))
-            sample_cell(few, subject, process, batch_size)
+            few = replace(cell, steps=1, n=min(cell.n, size * process.world))
+            sample_cell(few, subject, process, size)
             warm.add(cell.sha256)
-        pixels, seconds = sample_cell(cell, subject, process, batch_size, bar.update)
+        pixels, seconds = sample_cell(cell, subject, process, size, bar.update)
         if process.is_first:
             key = images_key(cell.sampler, process.device.type, subject.code)
             facts = {"images_key": key, "prediction": subject.symbol, "seconds": seconds}

@@ -159,6 +159,25 @@ def test_its_samples_are_training_images(eta):
     assert len(set(difference.argmin(1).tolist())) > 10
 
 
+def test_it_and_its_mixtures_get_larger_batches_than_a_network(monkeypatch, tmp_path):
+    """A call of few images reads as many training images as one of BATCH."""
+    network, sizes = subject_of(), {}
+    alone = exact_subject(pixels(3, 28, 28), network)
+    subjects = [network, alone, mixed_subject(network, alone, -1, 1)]
+
+    def record(cell, subject, process, batch_size, progress=None):
+        sizes.setdefault(cell.model, set()).add(batch_size)
+        return torch.zeros(cell.n, *SHAPE, dtype=torch.uint8), 1.0
+
+    monkeypatch.setattr(grid, "sample_cell", record)
+    monkeypatch.setattr(grid, "keep", lambda *_: None)
+    cells = [Cell(s.label, s.sha256, "ddim", 2, 0.0, 1000, 0) for s in subjects]
+    for batch_size in (50, 300):
+        bar = tqdm(disable=True)
+        grid.run_cells(cells, subjects, ALONE, tmp_path, batch_size, "data", bar)
+    assert [*sizes.values()] == [{50, 300}, {denoiser.BATCH, 300}, {denoiser.BATCH, 300}]
+
+
 # --------------------------------------------------------------------------------- mixtures
 
 
