@@ -78,9 +78,9 @@ def main() -> int:
     else:
         source = load_model(args.ckpt)[1]
         args.out = args.out or args.ckpt
+        own_steps = len(source.get("timesteps", ()))
+        args.teacher_steps = args.teacher_steps or own_steps or Recipe.teacher_steps
     args.dataset = args.dataset or dataset_of(source, args.ckpt)
-    own_steps = len(source.get("timesteps", ()))
-    args.teacher_steps = args.teacher_steps or own_steps or Recipe.teacher_steps
     check_halving(args.teacher_steps, args.student_steps)
     recipe = Recipe(**{name: getattr(args, name) for name in RECIPE})
     options = {k: v for k, v in vars(args).items() if k not in (*RECIPE, "out", "resume")}

@@ -394,6 +394,7 @@ def put_files(
         pixels = np.frombuffer(file.read(shown * C * H * W), np.uint8)
     written = [f"grid    {out}" + (f" (the first {shown})" if shown < args.n else "")]
     if args.save_npy:  # before the grid: it is not lost if the grid cannot be written
+        labels_file(out).unlink(missing_ok=True)  # those of an earlier array of this name
         put_in_place(part, array)
         shape = array_shape(args.n, sampler.shape)
         written.append(f"array   {out.with_suffix('.npy')} {shape} uint8")
@@ -402,8 +403,6 @@ def put_files(
             np.save(buffer, sampler.labels_of(torch.arange(args.n)).cpu().numpy())
             write_atomically(labels_file(out), buffer.getvalue())
             written.append(f"labels  {labels_file(out)}")
-        else:  # those of an earlier array of this name
-            labels_file(out).unlink(missing_ok=True)
     grid = torch.tensor(pixels).view(shown, H, W, C).permute(0, 3, 1, 2)
     save_grid(out, grid, min(args.nrow, shown))
     if args.save_png:

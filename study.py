@@ -154,7 +154,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--batch-size",
         type=natural,
         help="images at a time, in sampling; on a CPU, in each of up to 8 threads (default: 50, "
-        "on a GPU 100; the exact denoiser takes at least 250)",
+        "on a GPU 100; for the exact denoiser 250)",
     )
     cli.add_device(p)
     cli.add_data(p)
@@ -337,16 +337,18 @@ def write_csv(path: Path, rows: dict[Cell, dict], complete: bool) -> None:
     Lines of the file whose cells are not in `rows` stay.
 
     Args:
-        complete: whether `rows` has all cells of its models. Other lines of these models go.
+        complete: whether all experiments ran. Then lines of other checkpoints with the same names
+            go.
     """
-    lines: dict[tuple[str, ...], dict] = {}
+    new: dict[tuple[str, ...], dict] = {}
     for cell, row in rows.items():
         flat = {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()}
         flat = {k: "" if v is None else v for k, v in flat.items()}
-        lines[identity(asdict(cell) | {"eta": "" if cell.eta is None else cell.eta})] = flat
+        new[identity(asdict(cell) | {"eta": "" if cell.eta is None else cell.eta})] = flat
     old = read_csv(path)  # lines keep their place
-    models = {cell.model for cell in rows} if complete else set()
-    lines = {i: old[i] for i in old if i in lines or old[i]["model"] not in models} | lines
+    files = {cell.model: cell.sha256 for cell in rows} if complete else {}
+    lines = {i: x for i, x in old.items() if x["sha256"] == files.get(x["model"], x["sha256"])}
+    lines |= new
     if not lines:
         return
     buffer = io.StringIO()

@@ -79,7 +79,8 @@ def draw_time(results: Results, path: Path) -> None:
         milliseconds = [1e3 * r["seconds"] / r["n"] for r in mine]
         ax.plot([r["steps"] for r in mine], milliseconds, "o", ms=3, color=f"C{i}")
         x = np.geomspace(results.steps[0], results.steps[-1], 50)
-        name = f"{label}: {1e3 * a:.2f} ms + {1e3 * b:.2f} ms per step".replace("-0", "−0")
+        start, step = (f"{1e3 * value:.2f} ms".replace("-", "−") for value in (a, b))
+        name = f"{label}: {start} + {step} per step"
         ax.plot(x, 1e3 * (a + b * x), lw=1, color=f"C{i}", label=name)
     ax.set(xscale="log", yscale="log", xlabel="steps", ylabel="milliseconds per image")
     ax.legend(fontsize=8)

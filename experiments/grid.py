@@ -59,7 +59,7 @@ class Subject:
     folder: Path = Path()  # where its checkpoint lies
     labels: tuple[int, ...] = ()  # that the images ask for, in turn
     guidance_scale: float = 1.0  # only with labels
-    batch_size: int = 1  # with fewer images at a time the model would waste time
+    batch_size: int = 1  # with smaller batches the model would waste time, if n allows larger ones
 
     @property
     def symbol(self) -> str:
@@ -172,7 +172,7 @@ def load_relatives(subject: Subject, ending: str, device: torch.device) -> dict[
     for path in subject.folder.glob("*.pt"):
         if match := re.fullmatch(f"{re.escape(stem)}-{ending}", path.stem):
             if int(match[1]) in found:
-                raise UserError(f"{path} and {found[int(match[1])]} are the same: move one away")
+                raise UserError(f"{path} and {found[int(match[1])]} have one number: move one away")
             found[int(match[1])] = path
     numbers = sorted(found)
     paths = [found[number] for number in numbers]
@@ -189,7 +189,7 @@ def load_relatives(subject: Subject, ending: str, device: torch.device) -> dict[
 def check_relative(relative: Subject, subject: Subject) -> None:
     """Check that a student is one of this subject's, or that a snapshot has the subject's recipe.
 
-    A snapshot of another run counts, too, whatever the length of that run.
+    A snapshot may come from another run with the same recipe. That run may be longer or shorter.
 
     Raises:
         UserError: it does not.
@@ -353,6 +353,7 @@ def keep(
     folder: Path, cell: Cell, subject: Subject, pixels: Tensor, facts: dict, data_dir: str
 ) -> None:
     """Score the images of a cell and write both; the row is written last."""
+    (folder / f"{cell.name}.json").unlink(missing_ok=True)  # that of other images
     buffer = io.BytesIO()
     np.save(buffer, pixels.squeeze(1).numpy())
     write_atomically(folder / f"{cell.name}.npy", buffer.getbuffer())

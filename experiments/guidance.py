@@ -133,7 +133,11 @@ def measure_students(study: Study, labelled: Subject) -> dict[str, Results]:
         return {}
     measured = {}
     for name, family in families.items():
-        cells = [c for k, one in family.items() for c in make_cells([one], [k], [0.0], s.images)]
+        cells = [
+            cell
+            for k, one in family.items()
+            for cell in make_cells([one], [k], [0.0], lambda _: s.n)  # all are compared
+        ]
         measured[name] = study.measure(cells, list(family.values()))
     return measured
 

@@ -98,7 +98,7 @@ def load_dataset(
         raise UserError(f"cannot prepare {name} in {raw}: {one_line(error)}") from None
     from torchvision.datasets import mnist  # a slow import that sampling never needs
 
-    images, labels = RAW_FILES[:2] if split == "train" else RAW_FILES[2:]
+    images, labels = {"train": RAW_FILES[:2], "test": RAW_FILES[2:]}[split]
     try:
         pixels = mnist.read_image_file(str(raw / images))
         digits = mnist.read_label_file(str(raw / labels))

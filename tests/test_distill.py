@@ -341,6 +341,7 @@ def test_damaged_states_of_a_distillation_are_refused(distilled, run_here, tmp_p
         {"source": None},
         {"source": {}},
         {"source": source | {"timesteps": [3, 2, 1]}},
+        {"source": source | {"timesteps": 5}},
         {"source": source | {"image_shape": (1, 14, 14)}},
         {"recipe": recipe | {"teacher_steps": 7}},
         {"recipe": recipe | {"updates": -1}},

@@ -165,6 +165,17 @@ def test_changed_code_makes_what_it_made_again(measure, monkeypatch):
     assert measure(CELLS)[1:] == ([0, 1, 2], 3)
 
 
+def test_new_images_never_stand_beside_an_old_row(measure, monkeypatch):
+    """The code is edited, the study is stopped while it scores, and the edit is taken back."""
+    measure(CELLS[:1])
+    with monkeypatch.context() as edited:
+        edited.setattr(grid, "images_key", lambda *_: "another sampler")
+        edited.setattr(metrics, "score", lambda *_, **__: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            measure(CELLS[:1])
+    assert measure(CELLS[:1])[1] == [0]  # sampled again
+
+
 def test_kept_images_are_an_array_for_metrics(measure, tmp_path):
     measure(CELLS[:1])
     array = np.load(tmp_path / f"{CELLS[0].name}.npy")

@@ -2,6 +2,8 @@
 
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 from lab.checkpoint import load_model
 from lab.data import to_uint8
@@ -299,6 +301,22 @@ def test_the_grid_has_one_column_per_digit(run_here, labelled_checkpoint, tmp_pa
     # without a label the checkpoint is an unconditional model, and the labels are not kept
     assert run_here("infer.py", *arguments, "--label", "none").returncode == 0
     assert len(np.load(tmp_path / "x.npy")) == 64
+
+
+def test_a_new_array_never_stands_beside_old_labels(labelled_checkpoint, tmp_path, monkeypatch):
+    """The disk is full when the labels are written."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ("--ckpt", labelled_checkpoint, "--steps", 1, "--n", 2, "--save-npy")
+    monkeypatch.setattr(sys, "argv", ["infer.py", *map(str, arguments), "--out", "x.png"])
+    assert infer.main() == 0 and Path("x.labels.npy").exists()
+
+    def fail(path, data):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(infer, "write_atomically", fail)
+    with pytest.raises(OSError, match="No space"):
+        infer.main()
+    assert not Path("x.labels.npy").exists()
 
 
 def test_guidance_of_the_command_line(run_here, labelled_checkpoint, tmp_path):

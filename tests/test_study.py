@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import subprocess
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -118,12 +117,27 @@ def test_rows_of_other_cells_stay_after_a_part_of_the_experiments(tmp_path):
     cell, row = row_of(2, 3.0)
     study.write_csv(path, {cell: row | {"new": 1}}, complete=False)  # a measure was added
     assert [row["new"] for row in csv_of(path)] == ["", "", "1"]
-    other = replace(cell, model="b")  # a model that the next study does not have
-    study.write_csv(path, {other: row | {"model": "b"}}, complete=True)
-    study.write_csv(path, dict([row_of(2, 3.0)]), complete=True)
-    assert [(row["model"], row["seed"]) for row in csv_of(path)] == [("a", "2"), ("b", "2")]
+    study.write_csv(path, dict([row_of(2, 4.0)]), complete=True)  # of a narrower grid
+    assert [row["frechet"] for row in csv_of(path)] == ["1.0", "9.0", "4.0"]
     study.write_csv(path, {}, complete=False)
-    assert len(csv_of(path)) == 2
+    assert len(csv_of(path)) == 3
+
+
+def test_rows_of_a_checkpoint_go_when_all_experiments_have_another_of_its_name(tmp_path):
+    path = tmp_path / "results.csv"
+
+    def rows_of(model, sha256, seed):
+        cell = Cell(model, sha256 * 64, "ddim", 5, 1.0, 100, seed)
+        return {cell: {field: getattr(cell, field) for field in vars(cell)}}
+
+    def rows():
+        return [(row["model"], row["sha256"][0], row["seed"]) for row in csv_of(path)]
+
+    study.write_csv(path, rows_of("a", "0", 1) | rows_of("b", "0", 1), complete=True)
+    study.write_csv(path, rows_of("a", "1", 2), complete=False)
+    assert rows() == [("a", "0", "1"), ("b", "0", "1"), ("a", "1", "2")]
+    study.write_csv(path, rows_of("a", "1", 3), complete=True)
+    assert rows() == [("b", "0", "1"), ("a", "1", "2"), ("a", "1", "3")]
 
 
 # -------------------------------------------------------------------------- a whole small study
