@@ -81,7 +81,7 @@ def calibration_table(results: Mapping[str, Results]) -> str:
 
 
 def calibration(rows: Sequence[dict], key: str) -> tuple[float, Estimate, Estimate]:
-    """Return the mean printed error, the standard deviation over the rows, and its ratio to it.
+    """Return the mean printed error, the standard deviation over the rows, and deviation / error.
 
     The standard deviation s of k normal numbers has a standard error of s / sqrt(2 (k - 1)).
     """
@@ -93,7 +93,7 @@ def calibration(rows: Sequence[dict], key: str) -> tuple[float, Estimate, Estima
 
 
 def outside(rows: Sequence[dict], key: str) -> tuple[int, int]:
-    """Return how many ordered pairs of rows there are outside the first one's interval, and all."""
+    """Return how many pairs (a, b) have b outside the interval of a, and the number of pairs."""
     pairs = list(permutations(rows, 2))
     out = sum(abs(a[key] - b[key]) > estimate([a], key).margin for a, b in pairs)
     return out, len(pairs)

@@ -9,7 +9,7 @@ the exact denoiser repairs what earlier steps did wrong (see ranges.py).
 
 Does noise correct errors of the network? Then the largest η has a lead over the smallest one with
 the network, and less of a lead with the exact denoiser, which makes no error. A second table has
-both leads. Their difference is small, so it gets SEEDS seeds where steps are few.
+both leads. Their difference is small, so there are ten seeds at 10 and 20 steps.
 
 The exact denoiser makes copies of training images, which Fréchet distance and KID do not punish. A
 third table has novelty and copies (see copying.py), where test images score 1 and 5 %. The first
@@ -89,9 +89,9 @@ def distances_table(results: Results) -> str:
 
 
 def leads_table(results: Results, all_steps: Sequence[int]) -> str:
-    """Return the lead of the largest eta over the smallest, and z of the networks' against exact's.
+    """Return the lead of the largest eta over the smallest: a row for each model.
 
-    A row for each model, a column for each number of steps.
+    For each network, z is its lead minus that of the exact denoiser, in standard errors.
     """
     low, high = results.etas[0], results.etas[-1]
     columns = []

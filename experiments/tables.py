@@ -46,7 +46,7 @@ def number(value: float, form: str = ".1f") -> str:
 
 
 def with_se(e: Estimate, form: str = ".1f") -> str:
-    """Return the mean ± its standard error; "–" if it is not defined. A sign is the mean's only."""
+    """Return the mean ± its standard error; "–" if it is not defined. Only the mean gets a +."""
     if math.isnan(e.mean):
         return "–"
     return f"{number(e.mean, form)} ± {number(e.se, form.removeprefix('+'))}"

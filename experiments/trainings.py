@@ -26,7 +26,7 @@ from experiments.grid import Subject, load_subjects
 from experiments.keys import ROOT, training_key
 
 BATCH_SIZE = 64
-CALLS = 3  # of the network, that take as long as a training image: backward costs two
+CALLS = 3  # a training image takes as long as 3 calls of the network: backward costs two
 STEPS, ETAS = (10, 50), (0.0, 1.0)  # how the trained models are sampled
 AT_ONCE = 4  # trainings; each needs a gigabyte of memory
 

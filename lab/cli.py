@@ -1,6 +1,6 @@
 """What all scripts share: output that cannot fail, stopping, error messages, argument types.
 
-Nothing here imports torch, so `--help` answers at once.
+Nothing here imports torch, so `infer.py --help` answers at once.
 """
 
 import argparse
@@ -204,7 +204,7 @@ def number(
 
 
 def output_file(suffix: str) -> Callable:
-    """Return an argparse type: a path that ends in `suffix` and can be written to."""
+    """Return an argparse type: a path that ends in `suffix`. Its folder may be missing."""
 
     def parse(text: str) -> str:
         path = Path(text)

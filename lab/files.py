@@ -141,7 +141,7 @@ def only_process(path: Path, says: Path | None = None) -> Iterator[None]:
             name.write_text(f"process {os.getpid()} on {platform.node()}")
         yield
     finally:
-        name.unlink(missing_ok=True)  # before the release: nobody can have taken it in between
+        name.unlink(missing_ok=True)  # who has opened it already tries again: filelock looks
         lock.release()
 
 
@@ -150,7 +150,7 @@ def samples_folder(samples: str | Path, checkpoint: str | Path) -> Path:
 
     Pictures of checkpoints/v.pt go to samples/, those of a/v.pt to samples/a/, those of a
     checkpoint in the current folder to samples/_here/, and those of one elsewhere to
-    samples/_root/<its folder>.
+    samples/_root/<its folder>. If `samples` is outside of the current folder, all are elsewhere.
     """
     folder, here = Path(checkpoint).absolute().parent.resolve(), Path.cwd()
     if not folder.is_relative_to(here) or not Path(samples).resolve().is_relative_to(here):

@@ -14,7 +14,7 @@ def image_noise(seed: int, indices: Tensor, draw: int, shape: tuple[int, ...]) -
     batch and on any process. A whole batch costs a few elementwise operations on its device.
 
     Args:
-        seed: any 64-bit integer.
+        seed: -2^63 ... 2^63 - 1.
         indices: (B,) int64, the index of each image. The noise is made on their device.
         draw: 0 for x_T, k for the noise of the k-th reverse step.
         shape: the shape of one image.

@@ -18,7 +18,7 @@ SMALLEST = 16  # images of a batch
 
 
 class Crew:
-    """Threads that each make another batch.
+    """Threads; each makes a different batch.
 
     On a CPU they divide torch's threads among them. So no thread waits for all others at the end of
     every operation: on 2 cores of an AMD EPYC, two batches with one thread each take 0.8 times as

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 def learning_rate_factor(step: int, total_steps: int, warmup: int) -> float:
     """Return the factor of the peak learning rate: linear warm-up, times a line from 1 to 0.
 
-    The line over the whole run is the optimum of a worst case (Defazio et al. 2023).
+    Defazio et al. 2023 prove that a line over the whole run is best in the worst case.
     """
     warmup = max(1, min(warmup, total_steps // 5))
     return min(1.0, (step + 1) / warmup) * (1 - min(1.0, step / total_steps))

@@ -143,8 +143,8 @@ class RunFiles:
     def draw_loss_curve(self, log: list[dict], loss: str) -> None:
         """Draw the training and the validation loss against the number of images seen.
 
-        Both are means over the same distribution of timesteps. With labels, only the first leaves
-        some out.
+        Both are means over the same distribution of timesteps. A training with labels leaves a
+        tenth of them out; the validation leaves none out.
 
         Args:
             loss: what the loss is, for the axis.
