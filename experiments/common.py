@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import metrics
-from experiments.estimates import Results, short_names
+from experiments.estimates import Estimate, Results, estimate, short_names
 from experiments.grid import (
     Cell,
     Subject,
@@ -32,7 +32,8 @@ from experiments.trainings import (
 )
 
 HEADLINE = (10, 20, 50)  # the step counts whose cells are repeated with every seed
-MANY, FEW = 10, 20  # seeds of the smallest and the largest eta, at HEADLINE counts up to FEW
+MANY_SEEDS = 10  # of the smallest and the largest eta, at HEADLINE counts up to MANY_UP_TO
+MANY_UP_TO = 20
 LONG = 250  # cells of more steps than this have n_long images
 
 
@@ -60,12 +61,13 @@ class Settings:
         return self.seeds if steps in HEADLINE else 1
 
     def grid_repetitions(self, steps: int, eta: float) -> int:
-        """Return the number of seeds of a cell of the grid: `repetitions`, or MANY.
+        """Return the number of seeds of a cell of the grid: `repetitions`, or MANY_SEEDS.
 
         Noise has a small effect, and most questions are about the two ends of eta.
         """
-        is_end = eta in (self.etas[0], self.etas[-1]) and steps in HEADLINE and steps <= FEW
-        return MANY if is_end and 3 <= self.seeds < MANY else self.repetitions(steps)
+        is_end = eta in (self.etas[0], self.etas[-1])
+        gets_many = is_end and steps in HEADLINE and steps <= MANY_UP_TO
+        return MANY_SEEDS if gets_many and 3 <= self.seeds < MANY_SEEDS else self.repetitions(steps)
 
 
 @dataclass
@@ -166,6 +168,23 @@ class Study:
     def images_of(self, cell: Cell) -> Tensor:
         """Return the images of a cell that has been measured: (n, 1, 28, 28) uint8."""
         return read_images(self.out / "cells", cell)
+
+    def change(self, before: Sequence[Cell], after: Sequence[Cell]) -> Estimate:
+        """Return by how much the Fréchet distance grows from `before` to `after`.
+
+        Cells with the same seed start from the same noise, so their errors have much in common, and
+        that cancels (see `metrics.frechet_change`). Seeds that only one side has are left out.
+
+        Args:
+            before, after: all with the same number of images.
+        """
+        same = {cell.seed: cell for cell in after}
+        rows = []
+        for pair in [(cell, same[cell.seed]) for cell in before if cell.seed in same]:
+            images = map(self.images_of, pair)
+            mean, se = metrics.frechet_change_of(*images, data_dir=self.settings.data_dir)
+            rows.append({"change": mean, "change_se": se})
+        return estimate(rows, "change")
 
     def reference(self, n: int) -> dict:
         """Return the scores of n real training images."""

@@ -6,16 +6,21 @@ paper (Song et al. 2021, CIFAR-10). Above 1, noise harms. The distance of as man
 taken from ours first: it would pull the ratio towards 1. A distance that is less than two standard
 errors above it has no ratio.
 
+Is a middle η better than both ends? The third table has the change of the Fréchet distance when it
+takes the place of the smallest or of the largest η, with the same seeds and so from the same noise.
+
 Two more variances of the noise have the mean of η = 1 (see variances.py): σ̂² = β, the last row of
 that table 1, and σ*², the optimal variance of Analytic-DPM (Bao et al. 2022). They are compared
 with every η of the grid from 5 steps on, the optimal one up to 50 steps, with one seed. The figure
 has the η that they amount to at each timestep, η* = σ*² / β̃ and β / β̃.
 
-Writes a table of the duels, one of the ratios, one of the variances, and eta-star.png.
+Writes tables of the duels, the ratios, the changes and the variances, and eta-star.png.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from lab.data import load_dataset
@@ -33,7 +38,7 @@ from experiments.tables import best_in_bold, captioned, markdown_table, size_of,
 from experiments.variances import IMAGES, OptimalVariance
 
 TITLE = "Which η?"
-TABLES = ("eta-duels", "eta-ratios", "eta-variances")
+TABLES = ("eta-duels", "eta-ratios", "eta-changes", "eta-variances")
 FIGURES = {"eta-star.png": "The optimal η at each timestep"}
 
 VARIANCES = {"σ̂": "ddpm-large", "σ*": "ddpm-optimal"}  # the names of rows, and their samplers
@@ -59,6 +64,8 @@ def run(study: Study) -> dict[str, str]:
     tables = {"eta-variances": variances_tables(results, variances)} if variances else {}
     if low < high:
         tables["eta-duels"] = duels_table(results, low, high)
+    if len(results.etas) > 2 and results.steps[-1] > 1:
+        tables["eta-changes"] = changes_tables(study, results)
     if (low, high) == (0, 1) and PAPER.keys() & set(results.steps):
         real = {steps: study.reference(results.images(steps))["frechet"] for steps in results.steps}
         tables["eta-ratios"] = ratios_table(results, real)
@@ -90,6 +97,26 @@ def ratios_table(results: Results, real: Mapping[int, float]) -> str:
     return markdown_table(["steps", *common], rows)
 
 
+def changes_tables(study: Study, results: Results) -> str:
+    """Return for each model the change of the distance when a middle eta replaces an end, ± SE."""
+    low, *middle, high = results.etas
+    pairs = list(product(middle, (low, high)))
+    cells = defaultdict(list)
+    for cell in study.grid_cells:
+        cells[cell.model, cell.steps, cell.eta].append(cell)
+
+    def row_of(label: str, steps: int) -> list[object]:
+        changes = (study.change(*(cells[label, steps, e] for e in (b, a))) for a, b in pairs)
+        return [steps, *(with_se(change, "+.1f") for change in changes)]
+
+    head = ["steps", *(f"η = {a:g} instead of {b:g}" for a, b in pairs)]
+    steps = [n for n in results.steps if n > 1]  # the last step adds no noise
+    return "\n\n".join(
+        captioned(results.title(label), markdown_table(head, [row_of(label, n) for n in steps]))
+        for label in results.symbols
+    )
+
+
 # ------------------------------------------------------------------------------ other variances
 
 
@@ -102,12 +129,14 @@ def measure_variances(study: Study) -> dict[str, Results]:
     s, process = study.settings, study.process
     steps = [n for n in s.steps if n >= FEWEST]
     few = [n for n in steps if n <= MOST]
-    images = load_dataset("mnist", "train", s.data_dir)[0][: min(s.n, IMAGES)].to(process.device)
-    informed, results = study.subjects, {}
-    calls = {one.label: len(images) * len(visited(one, few)) for one in study.subjects}
+    images = load_dataset("mnist", "train", s.data_dir)[0][: s.n].to(process.device)
+    measured_by = "experiments.eta:with_x0_errors"  # the errors decide the images of σ*
+    informed = [replace(one, code=(*one.code, measured_by)) for one in study.subjects]
+    number = min(len(images), IMAGES)
+    results, calls = {}, {one.label: number * len(visited(one, few)) for one in informed}
     if study.begins({f"{label}, errors of x_0": number for label, number in calls.items()}):
         study.bar.set_description("errors of x_0")
-        informed = [with_x0_errors(one, images, few, process) for one in study.subjects]
+        informed = [with_x0_errors(one, images, few, process) for one in informed]
         study.bar.update(sum(calls.values()))
     for name, subjects, some in (("σ̂", study.subjects, steps), ("σ*", informed, few)):
         cells = make_cells(subjects, some, [None], s.images, sampler=VARIANCES[name])
@@ -125,12 +154,13 @@ def with_x0_errors(
     Every process measures the errors at its share of the timesteps.
 
     Args:
-        images: (N, 1, 28, 28) uint8, on the device of the process.
+        images: (N, 1, 28, 28) uint8, on the device of the process. The first IMAGES are used.
     """
     scheduler, timesteps = subject.scheduler(), visited(subject, steps)
     errors = torch.zeros(len(timesteps), dtype=torch.float64)
     for i in process.share(len(timesteps)):
-        errors[i] = OptimalVariance.x0_error(subject.model, scheduler, images, timesteps[i])
+        t = timesteps[i]
+        errors[i] = OptimalVariance.x0_error(subject.model, scheduler, images[:IMAGES], t)
     process.sum(errors)  # the errors of other processes are 0
     x0_errors = dict(zip(timesteps, errors.tolist(), strict=True))
     config = subject.contents["scheduler"] | {"x0_errors": x0_errors}

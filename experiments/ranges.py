@@ -27,7 +27,6 @@ from itertools import pairwise, product
 
 from lab.data import load_dataset
 
-import metrics
 from experiments.common import Study
 from experiments.denoiser import (
     EXACT,
@@ -36,7 +35,7 @@ from experiments.denoiser import (
     mixed_subject,
     timesteps_in_range,
 )
-from experiments.estimates import Estimate, Results, estimate
+from experiments.estimates import Results
 from experiments.grid import Cell, Subject, make_cells
 from experiments.tables import captioned, markdown_table, with_se
 
@@ -88,22 +87,12 @@ def tables(
 
     def changed(model: str, mixture: str, eta: float) -> str:
         pair = by_setting[model, eta], by_setting[mixture, eta]
-        return with_se(change(study, *pair), "+.1f")
+        return with_se(study.change(*pair), "+.1f")
 
     return {
         "ranges": ranges_table(subject, steps, results.etas, distance),
         "ranges-changes": ranges_table(subject, steps, results.etas, changed),
     }
-
-
-def change(study: Study, before: Sequence[Cell], after: Sequence[Cell]) -> Estimate:
-    """Return by how much the Fréchet distance grows between cells with the same seeds."""
-    rows = []
-    for cells in zip(before, after, strict=True):
-        images = (study.images_of(cell) for cell in cells)
-        mean, se = metrics.frechet_change_of(*images, data_dir=study.settings.data_dir)
-        rows.append({"change": mean, "change_se": se})
-    return estimate(rows, "change")
 
 
 def ranges_table(subject: Subject, steps: int, etas: Sequence[float], text: Text) -> str:

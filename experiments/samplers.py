@@ -10,11 +10,12 @@ Some rows must agree up to rounding. DPM-Solver++ takes its first and its last s
 at 1 and 2 steps it is DDIM. The last step adds no noise, so at 1 step η makes no difference.
 
 "Not significantly worse" is z < 2, for independent errors. All rows start from the same noise, so
-their errors are not quite independent. And the best of several rows is a little lucky.
+their errors are not quite independent. And the best of several rows is a little lucky. What the
+same noise has in common is left out when DPM-Solver++ is compared with DDIM, in a table of its own.
 
 Writes a table of Fréchet distances per checkpoint, with the best of each column in bold; a table of
-the best sampler at each number of calls; samplers.png; and students.png, the same noise with the
-checkpoint and with its students.
+the best sampler at each number of calls; one of the changes from DDIM to DPM-Solver++;
+samplers.png; and students.png, the same noise with the checkpoint and with its students.
 """
 
 import math
@@ -32,11 +33,11 @@ from experiments.common import Study
 from experiments.denoiser import exact_subject
 from experiments.estimates import Estimate, z_score
 from experiments.figures import draw_estimates, draw_panels, eta_colours
-from experiments.grid import STUDENTS, Subject, load_relatives, make_cells
-from experiments.tables import best_in_bold, captioned, markdown_table, with_margin
+from experiments.grid import STUDENTS, Cell, Subject, load_relatives, make_cells
+from experiments.tables import best_in_bold, captioned, markdown_table, with_margin, with_se
 
 TITLE = "Which sampler, with k network calls?"
-TABLES = ("samplers", "calls")
+TABLES = ("samplers", "calls", "sampler-changes")
 FIGURES = {
     "samplers.png": "Fréchet distance against the number of steps, one line per sampler",
     "students.png": "The same noise, by each checkpoint and by its students",
@@ -65,6 +66,11 @@ LINES = {
     "exact denoiser, η = 1": Line("exact", "ddim", 1.0, "--"),
 }
 
+CHANGES = (  # the second line is compared with the first
+    ("DDIM, η = 0", "DPM-Solver++, η = 0"),
+    ("DDIM, η = 1 (DDPM)", "DPM-Solver++, η = 1"),
+)
+
 Distances = dict[tuple[str, int], Estimate]  # of one checkpoint, by line and number of calls
 
 
@@ -82,7 +88,8 @@ def run(study: Study) -> dict[str, str]:
     if panels := students_panels(study, students):
         draw_panels(panels, SHOWN, 4, 0.6, study.out / "students.png")
     draw_samplers(measured, study.titles, study.reference(s.n), study.out / "samplers.png")
-    return tables(measured, study.titles, study.names)
+    found = tables(measured, study.titles, study.names)
+    return found | ({"sampler-changes": changes_table(study)} if max(s.calls) > 2 else {})
 
 
 def measure(
@@ -96,10 +103,6 @@ def measure(
     """
     s = study.settings
     calls = [k for k in s.calls if k <= subject.num_train_timesteps]
-
-    def equal_n(_steps: int) -> int:  # samplers are compared, so also at very many steps
-        return s.n
-
     families = {
         "network": dict.fromkeys(calls, subject),
         "students": students,
@@ -108,16 +111,22 @@ def measure(
     distances = {}
     for name, line in LINES.items():
         family = {k: one for k, one in families[line.who].items() if k in calls}
-        cells = [
-            cell
-            for k, one in family.items()
-            for cell in make_cells([one], [k], [line.eta], equal_n, s.repetitions, line.sampler)
-        ]
+        cells = [cell for k, one in family.items() for cell in cells_of(study, one, k, line)]
         results = study.measure(cells, list(family.values()))
         if study.process.is_first:
             for k, one in family.items():
                 distances[name, k] = results.estimate(one.label, k, line.eta)
     return distances
+
+
+def cells_of(study: Study, subject: Subject, k: int, line: Line) -> list[Cell]:
+    """Return the cells of a line at k calls: one per seed."""
+    s = study.settings
+
+    def equal_n(_steps: int) -> int:  # samplers are compared, so also at very many steps
+        return s.n
+
+    return make_cells([subject], [k], [line.eta], equal_n, s.repetitions, line.sampler)
 
 
 def tables(
@@ -163,6 +172,22 @@ def calls_table(measured: Mapping[str, Distances], names: Mapping[str, str]) -> 
             row += [", or ".join(best), with_margin(distances[best[0], k])] if best else ["–", "–"]
         rows.append(row)
     return markdown_table(head, rows)
+
+
+def changes_table(study: Study) -> str:
+    """Return the change of the distance from DDIM to DPM-Solver++, from the same noise, ± SE.
+
+    There is a row for each model and eta. With 1 and 2 calls the two are one sampler.
+    """
+    calls, rows = [k for k in study.settings.calls if k > 2], []
+    for subject, names in product(study.subjects, CHANGES):
+        lines, texts = [LINES[name] for name in names], []
+        for k in calls:
+            is_there = k <= subject.num_train_timesteps
+            pair = [cells_of(study, subject, k, line) for line in lines]
+            texts.append(with_se(study.change(*pair), "+.1f") if is_there else "–")
+        rows.append([f"{study.names[subject.label]}, η = {lines[0].eta:g}", *texts])
+    return markdown_table(["network calls", *calls], rows)
 
 
 def advice(distances: Distances, k: int) -> list[str]:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import metrics
 from experiments import denoiser, exact, grid, ranges
-from experiments.common import MANY, Settings, Study
+from experiments.common import MANY_SEEDS, Settings, Study
 from experiments.denoiser import ExactDenoiser, exact_subject, mixed_subject, mixture
 from experiments.estimates import Results
 from experiments.grid import SHAPE, Cell, Subject
@@ -407,7 +407,7 @@ def test_exact_has_a_row_per_model_and_eta(study):
 def test_leads_have_many_seeds_where_steps_are_few(study):
     study.settings = replace(study.settings, seeds=3, etas=(0.0, 1.0))
     exact.run(study)
-    for steps, seeds in ((5, 1), (20, MANY), (50, 3)):
+    for steps, seeds in ((5, 1), (20, MANY_SEEDS), (50, 3)):
         cells = [cell for cell in study.rows if cell.steps == steps]
         assert {(c.model, c.eta) for c in cells} == set(product(("exact", "net", "eps"), (0, 1)))
         assert len(cells) == 3 * 2 * seeds

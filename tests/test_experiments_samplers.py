@@ -7,6 +7,7 @@ from lab.distributed import Process
 import pytest
 import torch
 
+import metrics
 from experiments import figures, samplers
 from experiments.common import Settings, Study
 from experiments.estimates import Estimate, Results
@@ -16,6 +17,14 @@ CONFIG = {"scheduler": {"prediction_type": "v_prediction"}}
 SUBJECTS = [Subject(label, f"{label}.pt", label * 64, None, CONFIG) for label in "ab"]
 SETTINGS = Settings((1, 2), (2, 20, 2000), (0.0, 1.0), 100, 100, 3, 0, 100, "data", None)
 OFFSETS = {("ddim", 0.0): 4, ("ddim", 1.0): 3, ("ddpm", None): 3, ("dpm++", 0.0): 2}
+
+
+def fake_change(before, after, data_dir):
+    """A change of the distance that depends on the cells, and by 1 on the seed."""
+    assert before.sampler == "ddim" and after.sampler == "dpm++"
+    where = [(cell.model, cell.steps, cell.eta, cell.seed) for cell in (before, after)]
+    assert where[0] == where[1]
+    return -before.steps - 100 * before.eta - before.seed, 0.3
 
 
 def student_of(subject, steps):
@@ -47,6 +56,12 @@ class FakeStudy(Study):
         assert cell in self.rows
         pixels = torch.zeros(100, 1, 28, 28, dtype=torch.uint8)
         return pixels + (cell.model == "a")
+
+    def change(self, before, after):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(metrics, "frechet_change_of", fake_change)
+            patch.setattr(self, "images_of", lambda cell: cell)
+            return super().change(before, after)
 
 
 @pytest.fixture
@@ -108,6 +123,20 @@ def test_the_advice_names_the_best_and_what_is_not_significantly_worse(study):
         " | DPM-Solver++, η = 1, or DPM-Solver++, η = 0 | 511.0 ± 1.4 |",
         "| 20 | DPM-Solver++, η = 1 | 51.0 ± 1.2 | DPM-Solver++, η = 1 | 61.0 ± 1.2 |",
     ]
+
+
+def test_the_change_from_ddim_to_dpm_solver_is_between_cells_of_the_same_noise(study):
+    """The seeds 0, 1 and 2 at 20 steps differ by 1: a standard error of 1 / sqrt(3)."""
+    assert samplers.run(study)["sampler-changes"].splitlines() == [
+        "| network calls | 20 | 2000 |",
+        "| --- | ---: | ---: |",
+        "| a, η = 0 | −21.0 ± 0.6 | – |",
+        "| a, η = 1 | −121.0 ± 0.6 | – |",
+        "| b, η = 0 | −21.0 ± 0.6 | – |",
+        "| b, η = 1 | −121.0 ± 0.6 | – |",
+    ]
+    study.settings = replace(study.settings, calls=(1, 2))  # where they are one sampler
+    assert "sampler-changes" not in samplers.run(study)
 
 
 def test_the_same_noise_is_shown_with_the_checkpoint_and_its_students(study):

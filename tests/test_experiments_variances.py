@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_experiments import ALONE, CELL, CPU, linear, row, subject
 
+import metrics
 from diffusion import sample
 from experiments import eta, grid
+from experiments.common import MANY_SEEDS, Settings, Study
 from experiments.estimates import Results
 from experiments.grid import SHAPE
 from experiments.variances import IMAGES, OptimalVariance, large_variance
@@ -238,7 +240,7 @@ def test_errors_are_measured_at_all_timesteps_of_all_step_counts_once(monkeypatc
         return t / 1000
 
     monkeypatch.setattr(OptimalVariance, "x0_error", x0_error)
-    it = eta.with_x0_errors(subject(linear), None, [5, 10], ALONE)
+    it = eta.with_x0_errors(subject(linear), torch.zeros(3, *SHAPE), [5, 10], ALONE)
     tenths = list(range(99, 1000, 100))
     assert measured == tenths  # 5 steps visit every second one of them
     assert it.contents["scheduler"]["x0_errors"] == {t: t / 1000 for t in tenths}
@@ -250,8 +252,32 @@ def test_every_process_measures_its_share_of_the_errors(monkeypatch):
             return tensor  # alone: what the first process measures stays 0
 
     monkeypatch.setattr(OptimalVariance, "x0_error", lambda model, scheduler, images, t: t / 1000)
-    it = eta.with_x0_errors(subject(linear), None, [4], Second(CPU, world=2, rank=1))
+    it = eta.with_x0_errors(
+        subject(linear), torch.zeros(3, *SHAPE), [4], Second(CPU, world=2, rank=1)
+    )
     assert it.contents["scheduler"]["x0_errors"] == {249: 0, 499: 0, 749: 0.749, 999: 0.999}
+
+
+def test_a_middle_eta_is_compared_with_both_ends_at_the_seeds_that_they_share(monkeypatch):
+    """The ends have ten seeds, the middle has three: 0, 1 and 2, whose mean is 1."""
+
+    def change(before, after, data_dir):
+        assert (before.model, before.steps, before.seed) == (after.model, after.steps, after.seed)
+        return 100 * (after.eta - before.eta) + after.seed, 0.3
+
+    monkeypatch.setattr(metrics, "frechet_change_of", change)
+    monkeypatch.setattr(Study, "images_of", lambda self, cell: cell)
+    sizes = Settings((1, 5, 20), (), (0.0, 0.5, 1.0), 100, 100, 3, 0, 100, "data", None)
+    study = Study(sizes, ALONE, [subject(linear)], "python study.py")
+    cells = study.grid_cells
+    assert {len([c for c in cells if (c.steps, c.eta) == (20, e)]) for e in (0, 1)} == {MANY_SEEDS}
+    results = Results([vars(cell) | {"prediction": "v"} for cell in cells])
+    assert eta.changes_tables(study, results).splitlines()[2:] == [
+        "| steps | η = 0.5 instead of 0 | η = 0.5 instead of 1 |",
+        "| --- | ---: | ---: |",
+        "| 5 | +50.0 ± 0.3 | −50.0 ± 0.3 |",
+        "| 20 | +51.0 ± 0.6 | −49.0 ± 0.6 |",
+    ]
 
 
 def test_the_table_of_variances_has_a_row_for_each_and_gaps_where_none_was_measured():
