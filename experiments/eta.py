@@ -11,8 +11,8 @@ takes the place of the smallest or of the largest η, with the same seeds and so
 
 Two more variances of the noise have the mean of η = 1 (see variances.py): σ̂² = β, the last row of
 that table 1, and σ*², the optimal variance of Analytic-DPM (Bao et al. 2022). They are compared
-with every η of the grid from 5 steps on, the optimal one up to 50 steps, with one seed. The figure
-has the η that they amount to at each timestep, η* = σ*² / β̃ and β / β̃.
+with every η of the grid from 5 to 50 steps, with one seed. The figure has the η that they amount to
+at each timestep, η* = σ*² / β̃ and β / β̃.
 
 Writes tables of the duels, the ratios, the changes and the variances, and eta-star.png.
 """
@@ -42,7 +42,7 @@ TABLES = ("eta-duels", "eta-ratios", "eta-changes", "eta-variances")
 FIGURES = {"eta-star.png": "The optimal η at each timestep"}
 
 VARIANCES = {"σ̂": "ddpm-large", "σ*": "ddpm-optimal"}  # the names of rows, and their samplers
-FEWEST, MOST = 5, 50  # steps: from FEWEST on for the large variance, up to MOST for the optimal one
+FEWEST, MOST = 5, 50  # steps with these variances
 
 # Song et al. 2021, table 1: FID on CIFAR-10 at their eta = 0 and 1, which are also this lab's.
 PAPER = {
@@ -124,26 +124,27 @@ def measure_variances(study: Study) -> dict[str, Results]:
     """Sample with the large and with the optimal variance, and draw the figure.
 
     Returns:
-        The results of each of VARIANCES; an empty dictionary if all cells have too few steps.
+        The results of each of VARIANCES; an empty dictionary if no cell has FEWEST to MOST steps.
     """
     s, process = study.settings, study.process
-    steps = [n for n in s.steps if n >= FEWEST]
-    few = [n for n in steps if n <= MOST]
+    steps = [n for n in s.steps if FEWEST <= n <= MOST]
+    if not steps:
+        return {}
     images = load_dataset("mnist", "train", s.data_dir)[0][: s.n].to(process.device)
     measured_by = "experiments.eta:with_x0_errors"  # the errors decide the images of σ*
     informed = [replace(one, code=(*one.code, measured_by)) for one in study.subjects]
     number = min(len(images), IMAGES)
-    results, calls = {}, {one.label: number * len(visited(one, few)) for one in informed}
+    results, calls = {}, {one.label: number * len(visited(one, steps)) for one in informed}
     if study.begins({f"{label}, errors of x_0": number for label, number in calls.items()}):
         study.bar.set_description("errors of x_0")
-        informed = [with_x0_errors(one, images, few, process) for one in informed]
+        informed = [with_x0_errors(one, images, steps, process) for one in informed]
         study.bar.update(sum(calls.values()))
-    for name, subjects, some in (("σ̂", study.subjects, steps), ("σ*", informed, few)):
-        cells = make_cells(subjects, some, [None], s.images, sampler=VARIANCES[name])
+    for name, subjects in (("σ̂", study.subjects), ("σ*", informed)):
+        cells = make_cells(subjects, steps, [None], s.images, sampler=VARIANCES[name])
         results[name] = study.measure(cells, subjects)
-    if process.is_first and few:
-        draw_eta_star(informed, few, study.out / "eta-star.png")
-    return results if steps else {}
+    if process.is_first:
+        draw_eta_star(informed, steps, study.out / "eta-star.png")
+    return results
 
 
 def with_x0_errors(
@@ -190,12 +191,9 @@ def variances_table(grid: Results, variances: Mapping[str, Results], label: str,
     columns, all_steps = [], variances["σ̂"].steps
     for steps in all_steps:
         column = [grid.estimate(label, steps, eta, key) for eta in grid.etas]
-        for results in variances.values():
-            column += [results.estimate(label, steps, None, key)] if steps in results.steps else []
-        cells = best_in_bold(column)
-        missing = [""] * (len(grid.etas) + len(variances) - len(cells))
-        size = size_of(grid.images(steps), column[: len(grid.etas)])
-        columns.append([size, *cells, *missing])
+        size = size_of(grid.images(steps), column)
+        column += [results.estimate(label, steps, None, key) for results in variances.values()]
+        columns.append([size, *best_in_bold(column)])
     names = [
         "*n × seeds*",
         *(f"η = {eta:g}" for eta in grid.etas),
