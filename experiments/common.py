@@ -90,9 +90,10 @@ class Study:
         return self.settings.out
 
     @property
-    def extremes(self) -> tuple[float, float]:
-        """The smallest and the largest eta."""
-        return self.settings.etas[0], self.settings.etas[-1]
+    def extremes(self) -> list[float]:
+        """The smallest and the largest eta; one number if they are equal."""
+        etas = self.settings.etas
+        return list(dict.fromkeys((etas[0], etas[-1])))
 
     @property
     def names(self) -> dict[str, str]:

@@ -58,7 +58,7 @@ def run(study: Study) -> dict[str, str]:
     """Draw the figure and return the tables."""
     results = study.grid()
     variances = measure_variances(study)
-    low, high = study.extremes
+    low, high = study.extremes[0], study.extremes[-1]
     if not study.process.is_first:
         return {}
     tables = {"eta-variances": variances_tables(results, variances)} if variances else {}

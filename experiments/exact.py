@@ -28,7 +28,7 @@ from lab.pictures import new_figure, save_figure
 from experiments.common import HEADLINE, LONG, Study
 from experiments.denoiser import EXACT, exact_subject
 from experiments.estimates import Results, difference, short_names, z_score
-from experiments.figures import draw_estimates
+from experiments.figures import draw_estimates, draw_reference
 from experiments.tables import markdown_table, signed, size_of, with_margin, with_se
 
 TITLE = "The exact denoiser: the steps' error alone"
@@ -49,8 +49,7 @@ def run(study: Study) -> dict[str, str]:
     if not study.process.is_first:
         return {}
     results = joined(exact, networks)
-    etas = list(dict.fromkeys(study.extremes))
-    draw_exact(results, etas, study.reference(results.n), study.out / "exact.png")
+    draw_exact(results, study.extremes, study.reference(results.n), study.out / "exact.png")
     return tables(results)
 
 
@@ -141,7 +140,7 @@ def draw_exact(results: Results, etas: list[float], reference: dict, path: Path)
             colour = "black" if label == EXACT else f"C{i - 1}"
             name = f"{name} denoiser" if label == EXACT else f"{name}-network"
             draw_estimates(ax, steps, distances, colour, name)
-        ax.axhline(reference["frechet"], color="grey", ls="--", lw=1, label="real images")
+        draw_reference(ax, reference)
         ax.set(xscale="log", yscale="log", xlabel="steps", title=f"η = {eta:g}")
         ax.grid(alpha=0.3, which="both")
     axes[0, 0].set_ylabel("Fréchet distance (LeNet features)")

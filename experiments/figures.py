@@ -34,6 +34,11 @@ def draw_estimates(
     )
 
 
+def draw_reference(ax, reference: Mapping[str, float]) -> None:
+    """Draw the Fréchet distance of real images, as a horizontal line."""
+    ax.axhline(reference["frechet"], color="grey", ls="--", lw=1, label="real images")
+
+
 def draw_panels(
     panels: Mapping[tuple[str, str], Tensor],
     columns: int,

@@ -99,8 +99,7 @@ def measure(study: Study, labelled: Subject, panels: dict[tuple[str, str], Tenso
     s = study.settings
     rows = {NO_LABEL: labelled} | {f"{scale:g}": asking(labelled, scale) for scale in SCALES}
     steps = [min(STEPS, labelled.num_train_timesteps)]
-    etas = list(dict.fromkeys(study.extremes))
-    cells = make_cells(rows.values(), steps, etas, lambda _: s.n)
+    cells = make_cells(rows.values(), steps, study.extremes, lambda _: s.n)
     results = study.measure(cells, list(rows.values()))
     if not study.process.is_first:
         return {}
@@ -112,7 +111,7 @@ def measure(study: Study, labelled: Subject, panels: dict[tuple[str, str], Tenso
             for m in MEASURES
             if row != NO_LABEL or m != "agreement"
         }
-        if cell.eta == etas[0] and row in SHOWN:
+        if cell.eta == study.extremes[0] and row in SHOWN:
             panels[f"scale {row}", labelled.label] = study.images_of(cell)[: 2 * len(DIGITS)]
     return figures
 

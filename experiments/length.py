@@ -25,7 +25,7 @@ from lab.pictures import new_figure, save_figure
 
 from experiments.common import Study
 from experiments.estimates import Estimate, excess, quotient
-from experiments.figures import draw_estimates, eta_colours
+from experiments.figures import draw_estimates, draw_reference, eta_colours
 from experiments.grid import SNAPSHOTS, Subject, load_relatives, make_cells
 from experiments.tables import captioned, markdown_table, with_margin, with_se
 
@@ -40,8 +40,7 @@ Lengths = dict[int, dict[float, Estimate]]  # distances, by training images and 
 
 def run(study: Study) -> dict[str, str]:
     """Draw the figure and return the table; nothing if no checkpoint has others beside it."""
-    etas = list(dict.fromkeys(study.extremes))
-    measured = {s.label: measure(study, s, etas) for s in study.subjects}
+    measured = {s.label: measure(study, s, study.extremes) for s in study.subjects}
     measured = {label: lengths for label, lengths in measured.items() if lengths}
     if not measured:
         return {}
@@ -124,7 +123,7 @@ def draw_lengths(
         etas = list(lengths[images[0]])
         for eta, colour in eta_colours(etas).items():
             draw_estimates(ax, images, [lengths[i][eta] for i in images], colour, f"η = {eta:g}")
-        ax.axhline(reference["frechet"], color="grey", ls="--", lw=1, label="real images")
+        draw_reference(ax, reference)
         ax.set(xscale="log", yscale="log", xlabel="training images", title=titles[label])
         ax.grid(alpha=0.3, which="both")
     axes[0, 0].set_ylabel("Fréchet distance (LeNet features)")

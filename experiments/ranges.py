@@ -52,7 +52,6 @@ Text = Callable[[str, str, float], str]  # of a model, a mixture that changes it
 def run(study: Study) -> dict[str, str]:
     """Return the tables."""
     s = study.settings
-    etas = list(dict.fromkeys(study.extremes))
     images = load_dataset("mnist", "train", s.data_dir)[0].to(study.process.device)
     blocks: dict[str, list[str]] = {}
     for subject in study.subjects:
@@ -61,7 +60,7 @@ def run(study: Study) -> dict[str, str]:
         pairs = [(subject, exact), (exact, subject)]
         mixed = [mixed_subject(*pair, *bounds) for bounds in RANGES for pair in pairs]
         models = [subject, exact, *mixed]
-        cells = make_cells(models, [steps], etas, s.images, s.repetitions)
+        cells = make_cells(models, [steps], study.extremes, s.images, s.repetitions)
         results = study.measure(cells, models)
         if study.process.is_first:
             for name, table in tables(study, cells, results, subject).items():

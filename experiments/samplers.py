@@ -32,7 +32,7 @@ from torch import Tensor
 from experiments.common import Study
 from experiments.denoiser import exact_subject
 from experiments.estimates import Estimate, z_score
-from experiments.figures import draw_estimates, draw_panels, eta_colours
+from experiments.figures import draw_estimates, draw_panels, draw_reference, eta_colours
 from experiments.grid import STUDENTS, Cell, Subject, load_relatives, make_cells
 from experiments.tables import best_in_bold, captioned, markdown_table, with_margin, with_se
 
@@ -245,7 +245,7 @@ def draw_samplers(
                 colour = "black" if line.who == "exact" else colours[line.eta]
                 estimates = [distances[name, k] for k in calls]
                 draw_estimates(ax, calls, estimates, colour, name, line.form)
-        ax.axhline(reference["frechet"], color="grey", ls="--", lw=1, label="real images")
+        draw_reference(ax, reference)
         every = sorted({k for _, k in distances})
         ax.set(xscale="log", yscale="log", xlabel="network calls", title=titles[label])
         ax.set_xticks(every, every)

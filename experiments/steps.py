@@ -16,7 +16,7 @@ from lab.pictures import new_figure, save_figure
 
 from experiments.common import Study
 from experiments.estimates import Results
-from experiments.figures import draw_estimates, eta_colours
+from experiments.figures import draw_estimates, draw_reference, eta_colours
 from experiments.tables import best_in_bold, captioned, markdown_table, size_of, with_se
 
 TITLE = "Steps and η"
@@ -78,7 +78,7 @@ def draw_steps(results: Results, reference: dict, path: Path) -> None:
         for ax, key in zip(axes[:, j], MEASURES, strict=True):
             draw_lines(ax, results, label, key)
             if key == "frechet":
-                ax.axhline(reference["frechet"], color="grey", ls="--", lw=1, label="real images")
+                draw_reference(ax, reference)
                 ax.set_yscale("log")
             else:
                 span = 2 * reference["kid_se"]

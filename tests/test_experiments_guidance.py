@@ -183,7 +183,7 @@ def test_relatives_are_named_after_the_checkpoint(tmp_path, monkeypatch):
     assert {k: s.path for k, s in snapshots.items()} == {100: "a-step100.pt"}
     assert asked == [True, False]
     (tmp_path / "a-8step.pt").touch()
-    with pytest.raises(UserError, match="are the same"):
+    with pytest.raises(UserError, match="have one number"):
         grid.load_relatives(subject, grid.STUDENTS, ALONE.device)
 
 
