@@ -9,9 +9,9 @@ what DDIM reaches without the error of a network. ± is a 95 % interval for a ru
 Some rows must agree up to rounding. DPM-Solver++ takes its first and its last step as DDIM does, so
 at 1 and 2 steps it is DDIM. The last step adds no noise, so at 1 step η makes no difference.
 
-"Not significantly worse" is z < 2, for independent errors. All rows start from the same noise, so
-their errors are not quite independent. And the best of several rows is a little lucky. What the
-same noise has in common is left out when DPM-Solver++ is compared with DDIM, in a table of its own.
+All rows start from the same noise, so the errors of two rows have much in common. "Not
+significantly worse" is z < 2 for the change of the distance, which leaves that out. The best of
+several rows is a little lucky.
 
 Writes a table of Fréchet distances per checkpoint, with the best of each column in bold; a table of
 the best sampler at each number of calls; one of the changes from DDIM to DPM-Solver++;
@@ -19,8 +19,9 @@ samplers.png; and students.png, the same noise with the checkpoint and with its 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -71,7 +72,9 @@ CHANGES = (  # the second line is compared with the first
     ("DDIM, η = 1 (DDPM)", "DPM-Solver++, η = 1"),
 )
 
-Distances = dict[tuple[str, int], Estimate]  # of one checkpoint, by line and number of calls
+# of one checkpoint, by line and number of calls
+Distances = dict[tuple[str, int], Estimate]
+Cells = dict[tuple[str, int], list[Cell]]  # one per seed
 
 
 def run(study: Study) -> dict[str, str]:
@@ -80,22 +83,25 @@ def run(study: Study) -> dict[str, str]:
     device = study.process.device
     images = load_dataset("mnist", "train", s.data_dir)[0].to(device)
     students = {one.label: load_relatives(one, STUDENTS, device) for one in study.subjects}
-    measured = {
-        one.label: measure(study, one, students[one.label], images) for one in study.subjects
-    }
+    measured, cells = {}, {}
+    for one in study.subjects:
+        measured[one.label], cells[one.label] = measure(study, one, students[one.label], images)
     if not study.process.is_first:
         return {}
     if panels := students_panels(study, students):
         draw_panels(panels, SHOWN, 4, 0.6, study.out / "students.png")
     draw_samplers(measured, study.titles, study.reference(s.n), study.out / "samplers.png")
-    found = tables(measured, study.titles, study.names)
-    return found | ({"sampler-changes": changes_table(study)} if max(s.calls) > 2 else {})
+    blocks = [captioned(study.titles[label], samplers_table(d)) for label, d in measured.items()]
+    tables = {"samplers": "\n\n".join(blocks), "calls": calls_table(study, measured, cells)}
+    if max(s.calls) > 2:
+        tables["sampler-changes"] = changes_table(study, cells)
+    return tables
 
 
 def measure(
     study: Study, subject: Subject, students: Mapping[int, Subject], images: Tensor
-) -> Distances:
-    """Return the Fréchet distances of one checkpoint. All processes must call this.
+) -> tuple[Distances, Cells]:
+    """Return the Fréchet distances of one checkpoint and their cells. All processes call this.
 
     Args:
         students: of this checkpoint, by their number of steps.
@@ -108,15 +114,16 @@ def measure(
         "students": students,
         "exact": dict.fromkeys(calls, exact_subject(images, subject)),
     }
-    distances = {}
+    distances, cells = {}, {}
     for name, line in LINES.items():
         family = {k: one for k, one in families[line.who].items() if k in calls}
-        cells = [cell for k, one in family.items() for cell in cells_of(study, one, k, line)]
-        results = study.measure(cells, list(family.values()))
+        found = {k: cells_of(study, one, k, line) for k, one in family.items()}
+        results = study.measure([c for row in found.values() for c in row], list(family.values()))
+        cells |= {(name, k): row for k, row in found.items()}
         if study.process.is_first:
             for k, one in family.items():
                 distances[name, k] = results.estimate(one.label, k, line.eta)
-    return distances
+    return distances, cells
 
 
 def cells_of(study: Study, subject: Subject, k: int, line: Line) -> list[Cell]:
@@ -127,19 +134,6 @@ def cells_of(study: Study, subject: Subject, k: int, line: Line) -> list[Cell]:
         return s.n
 
     return make_cells([subject], [k], [line.eta], equal_n, s.repetitions, line.sampler)
-
-
-def tables(
-    measured: Mapping[str, Distances], titles: Mapping[str, str], names: Mapping[str, str]
-) -> dict[str, str]:
-    """Return the tables.
-
-    Args:
-        measured: the distances of each checkpoint, by its label.
-        titles, names: long and short names of the checkpoints.
-    """
-    blocks = [captioned(titles[label], samplers_table(d)) for label, d in measured.items()]
-    return {"samplers": "\n\n".join(blocks), "calls": calls_table(measured, names)}
 
 
 def samplers_table(distances: Distances) -> str:
@@ -159,39 +153,41 @@ def samplers_table(distances: Distances) -> str:
     return markdown_table(["network calls", *calls], zip(lines, *columns, strict=True))
 
 
-def calls_table(measured: Mapping[str, Distances], names: Mapping[str, str]) -> str:
+def calls_table(study: Study, measured: Mapping[str, Distances], cells: Mapping[str, Cells]) -> str:
     """Return what to use with k calls: one row per k, and two columns per checkpoint."""
     head = ["network calls"]
     for label in measured:
-        head += [f"{names[label]}: use", "Fréchet distance"]
+        head += [f"{study.names[label]}: use", "Fréchet distance"]
     rows = []
     for k in sorted({k for distances in measured.values() for _, k in distances}):
         row = [k]
-        for distances in measured.values():
-            best = advice(distances, k)
+        for label, distances in measured.items():
+            best = advice(distances, k, partial(is_worse, study, cells[label], k))
             row += [", or ".join(best), with_margin(distances[best[0], k])] if best else ["–", "–"]
         rows.append(row)
     return markdown_table(head, rows)
 
 
-def changes_table(study: Study) -> str:
+def changes_table(study: Study, cells: Mapping[str, Cells]) -> str:
     """Return the change of the distance from DDIM to DPM-Solver++, from the same noise, ± SE.
 
     There is a row for each model and eta. With 1 and 2 calls the two are one sampler.
     """
     calls, rows = [k for k in study.settings.calls if k > 2], []
-    for subject, names in product(study.subjects, CHANGES):
-        lines, texts = [LINES[name] for name in names], []
-        for k in calls:
-            is_there = k <= subject.num_train_timesteps
-            pair = [cells_of(study, subject, k, line) for line in lines]
-            texts.append(with_se(study.change(*pair), "+.1f") if is_there else "–")
-        rows.append([f"{study.names[subject.label]}, η = {lines[0].eta:g}", *texts])
+    for (label, found), names in product(cells.items(), CHANGES):
+        pairs = [[found.get((name, k)) for name in names] for k in calls]
+        changes = [with_se(study.change(*pair), "+.1f") if all(pair) else "–" for pair in pairs]
+        rows.append([f"{study.names[label]}, η = {LINES[names[0]].eta:g}", *changes])
     return markdown_table(["network calls", *calls], rows)
 
 
-def advice(distances: Distances, k: int) -> list[str]:
-    """Return the best line at k calls, and after it those that are not significantly worse.
+def is_worse(study: Study, cells: Cells, k: int, name: str, best: str) -> bool:
+    """Return whether a line is significantly worse than the best one at k calls."""
+    return z_score(study.change(cells[best, k], cells[name, k]), Estimate(0.0, 0.0)) >= 2
+
+
+def advice(distances: Distances, k: int, is_worse: Callable[[str, str], bool]) -> list[str]:
+    """Return the best line at k calls, and after it those that are not worse.
 
     A line that agrees with an earlier one up to rounding is the same sampler, and is left out.
     """
@@ -205,7 +201,7 @@ def advice(distances: Distances, k: int) -> list[str]:
     if not usable:  # k is more than the model has timesteps
         return []
     best, *others = sorted(usable, key=lambda name: usable[name].mean)
-    return [best, *(name for name in others if z_score(usable[name], usable[best]) < 2)]
+    return [best, *(name for name in others if not is_worse(name, best))]
 
 
 def students_panels(
