@@ -48,11 +48,11 @@ STEPS = 20
 SCALES = (1.0, 1.5, 2.0, 4.0, 8.0)
 SHOWN = ("1", "2", "4", "8")  # in guided-digits.png
 DIGITS = tuple(range(10))
-MEASURES = {  # and how a table shows them
-    "frechet": ".1f",
-    "precision": ".3f",
-    "recall": ".3f",
-    "agreement": ".3f",
+MEASURES = {  # what a table calls them, and how it shows them
+    "frechet": ("Fréchet distance", ".1f"),
+    "precision": ("precision", ".3f"),
+    "recall": ("recall", ".3f"),
+    "agreement": ("agreement", ".3f"),
 }
 NO_LABEL = "no label"
 CODE = (*NETWORK, "experiments.grid:Subject", "diffusion:guided")  # of the model, see keys.py
@@ -155,23 +155,23 @@ def asking(labelled: Subject, scale: float) -> Subject:
 
 def guidance_table(figures: Figures) -> str:
     """Return one row per scale and eta, one column per measure."""
-    rows = [
-        [
-            f"{row}, η = {eta:g}" if row == NO_LABEL else f"scale {row}, η = {eta:g}",
-            *(with_se(measured[m], form) if m in measured else "–" for m, form in MEASURES.items()),
-        ]
-        for (eta, row), measured in sorted(figures.items(), key=lambda item: item[0][0])
-    ]
-    return markdown_table(["", *MEASURES], rows)
+    rows = []
+    for (eta, row), measured in sorted(figures.items(), key=lambda item: item[0][0]):
+        name = row if row == NO_LABEL else f"scale {row}"
+        forms = {key: form for key, (_, form) in MEASURES.items()}
+        texts = (with_se(measured[m], form) if m in measured else "–" for m, form in forms.items())
+        rows.append([f"{name}, η = {eta:g}", *texts])
+    return markdown_table(["", *(name for name, _ in MEASURES.values())], rows)
 
 
 def students_table(measured: Mapping[str, Results]) -> str:
-    """Return Fréchet distance and agreement: rows are families, columns are step counts."""
+    """Return distance, recall and agreement: rows are families, columns are step counts."""
     steps = sorted({k for results in measured.values() for k in results.steps})
     rows = []
-    for key, (family, results) in product(("frechet", "agreement"), measured.items()):
-        texts = {row["steps"]: with_se(estimate([row], key), MEASURES[key]) for row in results.rows}
-        rows.append([f"{family}: {key}", *(texts.get(k, "–") for k in steps)])
+    for key, (family, results) in product(("frechet", "recall", "agreement"), measured.items()):
+        name, form = MEASURES[key]
+        texts = {row["steps"]: with_se(estimate([row], key), form) for row in results.rows}
+        rows.append([f"{family}: {name}", *(texts.get(k, "–") for k in steps)])
     return markdown_table(["steps", *steps], rows)
 
 
@@ -180,11 +180,11 @@ def draw_guidance(blocks: Mapping[str, Figures], path: Path) -> None:
     figure, axes = new_figure(len(blocks), len(MEASURES), 3 * len(MEASURES), 2.9 * len(blocks))
     for row, (title, figures) in zip(axes, blocks.items(), strict=True):
         etas = sorted({eta for eta, _ in figures})
-        for ax, measure_name in zip(row, MEASURES, strict=True):
+        for ax, (key, (name, _)) in zip(row, MEASURES.items(), strict=True):
             for eta, colour in eta_colours(etas).items():
-                estimates = [figures[eta, f"{scale:g}"][measure_name] for scale in SCALES]
+                estimates = [figures[eta, f"{scale:g}"][key] for scale in SCALES]
                 draw_estimates(ax, SCALES, estimates, colour, f"η = {eta:g}")
-            ax.set(xlabel="guidance scale", title=measure_name)
+            ax.set(xlabel="guidance scale", title=name)
             ax.grid(alpha=0.3)
         row[0].set_ylabel(title, fontsize=8)
     axes[0, 0].legend(fontsize=8)

@@ -1,8 +1,9 @@
 """How long must a model be trained, and does noise matter less as the network improves?
 
 `train.py --keep` keeps the EMA weights of a run at some of its steps. Where such checkpoints lie
-beside a checkpoint of the study, they are sampled as it is, with one seed. They are of the same
-recipe and seed. Only in the finished model has the learning rate fallen to 0. So its gain has two
+beside a checkpoint of the study, they are sampled as it is. All rows have seed 0 only: rows with
+more seeds would differ from the others by more than the training. They are of the same recipe and
+seed of training. Only in the finished model has the learning rate fallen to 0. So its gain has two
 causes: more images, and the lower rate. ± is a 95 % interval for a run with another seed of
 sampling.
 
@@ -65,9 +66,7 @@ def measure(study: Study, subject: Subject, etas: list[float]) -> Lengths:
         return {}
     every = [*snapshots.values(), subject]
     steps = min(STEPS, subject.num_train_timesteps)
-    cells = make_cells(snapshots.values(), [steps], etas, s.images)
-    cells += make_cells([subject], [steps], etas, s.images, s.repetitions)
-    results = study.measure(cells, every)
+    results = study.measure(make_cells(every, [steps], etas, s.images), every)
     if not study.process.is_first:
         return {}
     return {

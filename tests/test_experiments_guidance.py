@@ -57,7 +57,7 @@ def study(tmp_path, monkeypatch):
 def test_the_table_has_a_row_per_scale_and_eta(study):
     lines = guidance.run(study)["guidance"].splitlines()
     assert lines[0] == "**v-prediction (net-labels)**"
-    assert lines[2] == "|  | frechet | precision | recall | agreement |"
+    assert lines[2] == "|  | Fréchet distance | precision | recall | agreement |"
     assert [line.split(" | ")[0] for line in lines[4:]] == [
         *("| no label, η = 0", *(f"| scale {s}, η = 0" for s in ("1", "1.5", "2", "4", "8"))),
         *("| no label, η = 1", *(f"| scale {s}, η = 1" for s in ("1", "1.5", "2", "4", "8"))),
@@ -78,8 +78,10 @@ def test_the_students_stand_below_their_teacher(study, monkeypatch):
         "",
         "| steps | 1 | 4 |",
         "| --- | ---: | ---: |",
-        "| the model: frechet | 5.0 ± 0.5 | 5.0 ± 0.5 |",
-        "| its students: frechet | – | 5.0 ± 0.5 |",
+        "| the model: Fréchet distance | 5.0 ± 0.5 | 5.0 ± 0.5 |",
+        "| its students: Fréchet distance | – | 5.0 ± 0.5 |",
+        "| the model: recall | 0.500 ± 0.000 | 0.500 ± 0.000 |",
+        "| its students: recall | – | 0.500 ± 0.000 |",
         "| the model: agreement | 0.900 ± 0.010 | 0.900 ± 0.010 |",
         "| its students: agreement | – | 0.900 ± 0.010 |",
     ]

@@ -52,7 +52,10 @@ def study(tmp_path, monkeypatch):
 
 
 def test_the_cells_are_those_before_and_the_last_at_the_extremes_of_eta(study):
+    """With one seed, also where the grid has several."""
+    study.settings = replace(study.settings, seeds=3)
     length.run(study)
+    assert {c.seed for c in study.rows} == {0}
     assert {(c.model, c.steps, c.eta) for c in study.rows} == {
         (model, 50, eta) for model in ("a", "a-step1", "a-step4") for eta in (0.0, 1.0)
     }
