@@ -242,13 +242,18 @@ def test_resuming_a_distillation_is_exact(
 
 
 @pytest.mark.slow
-def test_two_processes_distil_as_one(distilled, tiny_checkpoint, data_dir, run, tmp_path):
-    arguments = ("--ckpt", tiny_checkpoint, *SHORT, "--data", data_dir, "--out", "x.pt")
-    done = run("distill.py", *arguments, processes=2)
-    assert done.returncode == 0, done.stderr
-    whole, ours = students(distilled)["1step"]["weights"], students(tmp_path)["1step"]["weights"]
-    for name, weight in whole.items():
-        torch.testing.assert_close(ours[name], weight, rtol=0, atol=2e-3)
+def test_two_processes_distil_as_one(tiny_checkpoint, data_dir, run, monkeypatch, tmp_path):
+    """Equal to float32's rounding."""
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")  # which has no bfloat16
+    weights = []
+    for name, processes in (("one", 1), ("two", 2)):
+        arguments = ("--ckpt", tiny_checkpoint, *SHORT, "--data", data_dir, "--out", f"{name}.pt")
+        done = run("distill.py", *arguments, processes=processes)
+        assert done.returncode == 0, done.stderr
+        student = torch.load(tmp_path / f"{name}-1step.pt", weights_only=True)
+        weights.append(student["weights"])
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=0, atol=1e-3)
 
 
 @pytest.mark.slow
