@@ -17,7 +17,6 @@ at each timestep, η* = σ*² / β̃ and β / β̃.
 Writes tables of the duels, the ratios, the changes and the variances, and eta-star.png.
 """
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -33,7 +32,7 @@ from torch import Tensor
 from experiments.common import Study
 from experiments.duels import duel_table
 from experiments.estimates import Results, excess, quotient
-from experiments.grid import Subject, make_cells
+from experiments.grid import Subject, by_setting, make_cells
 from experiments.tables import best_in_bold, captioned, markdown_table, size_of, with_se
 from experiments.variances import IMAGES, OptimalVariance
 
@@ -101,9 +100,7 @@ def changes_tables(study: Study, results: Results) -> str:
     """Return for each model the change of the distance when a middle eta replaces an end, ± SE."""
     low, *middle, high = results.etas
     pairs = list(product(middle, (low, high)))
-    cells = defaultdict(list)
-    for cell in study.grid_cells:
-        cells[cell.model, cell.steps, cell.eta].append(cell)
+    cells = by_setting(study.grid_cells)
 
     def row_of(label: str, steps: int) -> list[object]:
         changes = (study.change(*(cells[label, steps, e] for e in (b, a))) for a, b in pairs)

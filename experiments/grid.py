@@ -235,6 +235,14 @@ def make_cells(
     ]
 
 
+def by_setting(cells: Iterable[Cell]) -> dict[tuple[str, int, float | None], list[Cell]]:
+    """Return the cells of each setting, by model, steps and eta: one per seed."""
+    found: dict[tuple[str, int, float | None], list[Cell]] = {}
+    for cell in cells:
+        found.setdefault((cell.model, cell.steps, cell.eta), []).append(cell)
+    return found
+
+
 # ---------------------------------------------------------------------------------- sampling
 
 

@@ -21,7 +21,6 @@ Writes two tables per checkpoint: the distances, and their changes.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise, product
 
@@ -36,7 +35,7 @@ from experiments.denoiser import (
     timesteps_in_range,
 )
 from experiments.estimates import Results
-from experiments.grid import Cell, Subject, make_cells
+from experiments.grid import Cell, Subject, by_setting, make_cells
 from experiments.tables import captioned, markdown_table, with_se
 
 TITLE = "Where the network's error sits"
@@ -77,15 +76,13 @@ def tables(
         cells, results: of the network, the exact denoiser and their mixtures, at one number of
             steps.
     """
-    steps, by_setting = results.steps[0], defaultdict(list)
-    for cell in cells:
-        by_setting[cell.model, cell.eta].append(cell)
+    steps, found = results.steps[0], by_setting(cells)
 
     def distance(_model: str, mixture: str, eta: float) -> str:
         return with_se(results.estimate(mixture, steps, eta))
 
     def changed(model: str, mixture: str, eta: float) -> str:
-        pair = by_setting[model, eta], by_setting[mixture, eta]
+        pair = found[model, steps, eta], found[mixture, steps, eta]
         return with_se(study.change(*pair), "+.1f")
 
     return {

@@ -127,13 +127,9 @@ def measure(
 
 
 def cells_of(study: Study, subject: Subject, k: int, line: Line) -> list[Cell]:
-    """Return the cells of a line at k calls: one per seed."""
+    """Return the cells of a line at k calls: one per seed, all with n images, to be compared."""
     s = study.settings
-
-    def equal_n(_steps: int) -> int:  # samplers are compared, so also at very many steps
-        return s.n
-
-    return make_cells([subject], [k], [line.eta], equal_n, s.repetitions, line.sampler)
+    return make_cells([subject], [k], [line.eta], lambda _: s.n, s.repetitions, line.sampler)
 
 
 def samplers_table(distances: Distances) -> str:
