@@ -284,7 +284,7 @@ def test_cells_of_networks_keep_their_key():
         ("experiments/denoiser.py", "low < log_snr", "low <= log_snr", {"mixture"}),
         ("experiments/grid.py", 'EXACT = "exact"', 'EXACT = "x"', set()),
         ("experiments/denoiser.py", "The best prediction of x_0 for", "For", set()),
-        ("experiments/ranges.py", "STEPS = 20", "STEPS = 21", set()),
+        ("experiments/ranges.py", "STEPS = 10", "STEPS = 11", set()),
         ("lab/data.py", "div_(127.5)", "div_(128)", {"exact", "mixture"}),
         ("lab/noise.py", "2 * math.pi", "math.pi", {"exact", "mixture", "network"}),
         ("unet.py", "return F.pixel_shuffle", "return 2 * F.pixel_shuffle", {"network", "mixture"}),
