@@ -131,13 +131,13 @@ class Study:
         """Return the results of some of the study's own trainings."""
         s, process, folder = self.settings, self.process, self.out / "trainings"
         missing = missing_trainings(trainings, process, folder)
-        samples = s.n * sum(STEPS) * len(ETAS)  # network calls to sample a trained model
+        samples = s.n * STEPS * len(ETAS)  # network calls to sample a trained model
         if self.begins({t.name: t.calls + samples for t in missing}):
             run_trainings(missing, process, folder, s.data_dir, self.bar)
         else:
             trainings = [t for t in trainings if t not in missing]
         subjects = load_trained(trainings, process, folder)
-        return self.measure(make_cells(subjects, STEPS, ETAS, lambda _: s.n), subjects)
+        return self.measure(make_cells(subjects, [STEPS], ETAS, lambda _: s.n), subjects)
 
     def measure(self, cells: Sequence[Cell], subjects: Sequence[Subject]) -> Results:
         """Return the results of cells; those that are not kept yet are sampled and scored."""

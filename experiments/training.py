@@ -32,10 +32,9 @@ TITLE = "Equal training: prediction types and schedules"
 TABLES = ("training", "schedules", "densities", "schedule-z")
 FIGURES = {}
 
-SAMPLING = list(product(STEPS, ETAS))
-HEAD = [f"{steps} steps, η = {eta:g}" for steps, eta in SAMPLING]
+HEAD = [f"{STEPS} steps, η = {eta:g}" for eta in ETAS]
 
-Kinds = dict[tuple[Schedule, str], list[Estimate]]  # by schedule and density, as in SAMPLING
+Kinds = dict[tuple[Schedule, str], list[Estimate]]  # by schedule and density, one for each of ETAS
 
 
 def run(study: Study) -> dict[str, str]:
@@ -52,7 +51,7 @@ def tables(trainings: Sequence[Training], results: Results) -> dict[str, str]:
 
     def distances(**wanted: object) -> list[Estimate]:
         runs = pick(trainings, **wanted)
-        return [estimate_of(runs, results, *setting) for setting in SAMPLING]
+        return [estimate_of(runs, results, STEPS, eta) for eta in ETAS]
 
     base = {"schedule": SCHEDULES[0], "density": "lognormal"}
     v, eps = (distances(pred=pred, **base) for pred in ("v", "eps"))
@@ -111,7 +110,7 @@ def schedule_z_table(kinds: Kinds, spread: Sequence[float]) -> str:
     """Return the difference of each pair of schedules in its standard errors.
 
     Args:
-        spread: the standard error of one training, as in SAMPLING.
+        spread: the standard error of one training, for each of ETAS.
     """
     rows = []
     for density, (a, b) in product(DENSITIES, combinations(SCHEDULES, 2)):

@@ -27,7 +27,7 @@ from experiments.keys import ROOT, training_key
 
 BATCH_SIZE = 64
 CALLS = 3  # a training image takes as long as 3 calls of the network: backward costs two
-STEPS, ETAS = (20,), (0.0, 1.0)  # how the trained models are sampled
+STEPS, ETAS = 20, (0.0, 1.0)  # how the trained models are sampled
 AT_ONCE = 4  # trainings; each needs a gigabyte of memory
 
 
@@ -149,15 +149,15 @@ def run_trainings(
                     bar.write(f"training {i} of {len(mine)}: {training.name}")
                     path = path_of(training, process, folder)
                     child = start(training, path, process, data_dir, threads // at_once)
-                    running[child] = training
+                    running[child] = training, path
                 time.sleep(0.5)
                 bar.refresh()  # its clock
                 if signals:
                     raise cli.Stopped(128 + signals[0])
                 for child in [child for child in running if child.poll() is not None]:
-                    training = running.pop(child)
+                    training, path = running.pop(child)
                     if child.returncode:
-                        log = path_of(training, process, folder).with_suffix(".log")
+                        log = path.with_suffix(".log")
                         raise UserError(f"training {training.name} failed: see {log}")
                     bar.update(training.calls * process.world)
         finally:  # what still runs saves its state

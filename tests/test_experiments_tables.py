@@ -263,7 +263,7 @@ def test_the_tables_of_the_shipped_study_are_those_of_its_rows(replay):
 
 def test_one_training_does_not_say_how_much_another_one_differs():
     trainings = make_trainings(640, 1)
-    rows = flat_rows({t.name: "v" for t in trainings}, STEPS, 5.0)
+    rows = flat_rows({t.name: "v" for t in trainings}, (STEPS,), 5.0)
     tables = training.tables(trainings, Results(rows))
     assert "schedule-z" not in tables and "z, " not in tables["training"]
 
@@ -290,7 +290,7 @@ def flat_rows(models, step_counts, value):
 def test_images_that_are_all_the_same_break_no_table(value, other):
     rows = flat_rows({"a": "v"}, (1, 10, 50), value) + flat_rows({"b": "ε"}, (1, 10, 50), other)
     trainings = make_trainings(640, 2)
-    trained = Results(flat_rows({t.name: "v" for t in trainings}, STEPS, value))
+    trained = Results(flat_rows({t.name: "v" for t in trainings}, (STEPS,), value))
     several = [row | {"eta": None} for row in rows if row["steps"] > 1 and row["eta"] == 0]
     variances = {
         name: Results([row | {"sampler": sampler} for row in several])
