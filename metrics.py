@@ -367,14 +367,13 @@ def frechet_change_of(
     weights: str | Path = WEIGHTS,
     data_dir: str | Path = "data",
 ) -> tuple[float, float]:
-    """Return `frechet_change` of two sets of images (N, 1, 28, 28) uint8, against the test split.
+    """Return `frechet_change` of the features of two sets of images, against the test split.
 
     Args:
-        before, after: image i of both was made from the same noise.
+        before, after: (N, 84), where row i of both is of images that were made from the same noise.
+        weights: the classifier whose features they are.
     """
-    net = load_classifier(weights)
-    feats = (features(images, net)[0] for images in (before, after))
-    return frechet_change(*feats, _test_features(weights, data_dir))
+    return frechet_change(before, after, _test_features(weights, data_dir))
 
 
 def _fidelity(feats: Tensor, probs: Tensor, weights: str | Path, data_dir: str | Path) -> dict:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 
+from lab.classifier import features
 from lab.distributed import Process
 
 from torch import Tensor
@@ -84,6 +85,7 @@ class Study:
     command: str  # the command line that started it
     rows: dict[Cell, dict] = field(default_factory=dict)  # of the cells that were asked for
     bar: tqdm = field(default_factory=lambda: tqdm(disable=True))  # counts network calls
+    known_features: dict[Cell, Tensor] = field(default_factory=dict)  # see `features_of`
 
     @property
     def out(self) -> Path:
@@ -182,10 +184,16 @@ class Study:
         same = {cell.seed: cell for cell in after}
         rows = []
         for pair in [(cell, same[cell.seed]) for cell in before if cell.seed in same]:
-            images = map(self.images_of, pair)
-            mean, se = metrics.frechet_change_of(*images, data_dir=self.settings.data_dir)
+            both = map(self.features_of, pair)
+            mean, se = metrics.frechet_change_of(*both, data_dir=self.settings.data_dir)
             rows.append({"change": mean, "change_se": se})
         return estimate(rows, "change")
+
+    def features_of(self, cell: Cell) -> Tensor:
+        """Return the features of the images of a measured cell, (n, 84). They are computed once."""
+        if cell not in self.known_features:
+            self.known_features[cell] = features(self.images_of(cell))[0]
+        return self.known_features[cell]
 
     def reference(self, n: int) -> dict:
         """Return the scores of n real training images."""

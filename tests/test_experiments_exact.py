@@ -337,8 +337,8 @@ class FakeStudy(Study):
                 row |= {"novelty": 1.0, "copies": 0.05, "copies_se": 0.01}
         return Results(rows if self.process.is_first else [])
 
-    def images_of(self, cell):
-        """Stand in for images: what `fake_change` needs to know of them."""
+    def features_of(self, cell):
+        """Stand in for features: what `fake_change` needs to know of them."""
         return cell
 
     def reference(self, n):

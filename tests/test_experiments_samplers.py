@@ -58,7 +58,7 @@ class FakeStudy(Study):
     def change(self, before, after):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(metrics, "frechet_change_of", fake_change)
-            patch.setattr(self, "images_of", lambda cell: cell)
+            patch.setattr(self, "features_of", lambda cell: cell)
             return super().change(before, after)
 
 

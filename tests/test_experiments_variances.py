@@ -266,7 +266,7 @@ def test_a_middle_eta_is_compared_with_both_ends_at_the_seeds_that_they_share(mo
         return 100 * (after.eta - before.eta) + after.seed, 0.3
 
     monkeypatch.setattr(metrics, "frechet_change_of", change)
-    monkeypatch.setattr(Study, "images_of", lambda self, cell: cell)
+    monkeypatch.setattr(Study, "features_of", lambda self, cell: cell)
     sizes = Settings((1, 5, 20), (), (0.0, 0.5, 1.0), 100, 100, 3, 0, 100, "data", None)
     study = Study(sizes, ALONE, [subject(linear)], "python study.py")
     cells = study.grid_cells
@@ -278,6 +278,23 @@ def test_a_middle_eta_is_compared_with_both_ends_at_the_seeds_that_they_share(mo
         "| 5 | +50.0 ± 0.3 | −50.0 ± 0.3 |",
         "| 20 | +51.0 ± 0.6 | −49.0 ± 0.6 |",
     ]
+
+
+def test_the_features_of_a_cell_are_computed_once(monkeypatch):
+    """Section 2 compares each cell with up to four others."""
+    asked = []
+
+    def images_of(self, cell):
+        asked.append(cell)
+        return torch.zeros(2, *SHAPE, dtype=torch.uint8)
+
+    monkeypatch.setattr(Study, "images_of", images_of)
+    sizes = Settings((5,), (), (0.0, 1.0), 100, 100, 1, 0, 100, "data", None)
+    study = Study(sizes, ALONE, [subject(linear)], "python study.py")
+    for cell in study.grid_cells * 2:
+        assert study.features_of(cell).shape == (2, 84)
+    assert asked == study.grid_cells
+    assert study.features_of(asked[0]) is study.features_of(asked[0])
 
 
 def test_the_table_of_variances_has_a_row_for_each():

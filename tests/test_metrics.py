@@ -166,9 +166,10 @@ def test_the_error_of_a_change_is_its_spread_over_draws(common):
 
 
 def test_a_change_of_images_is_that_of_their_features(real_images, noise):
-    before, after = real_images[:100], noise[:100]
+    images = real_images[:100], noise[:100]
+    before, after = (features(x)[0] for x in images)
     change, se = metrics.frechet_change_of(before, after, data_dir=DATA)
-    scores = [metrics.score(x, data_dir=DATA)["frechet"] for x in (before, after)]
+    scores = [metrics.score(x, data_dir=DATA)["frechet"] for x in images]
     assert change == pytest.approx(scores[1] - scores[0]) and se > 0
     assert metrics.frechet_change_of(before, before, data_dir=DATA) == (0, 0)
 
