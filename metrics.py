@@ -370,7 +370,7 @@ def frechet_change_of(
     """Return `frechet_change` of the features of two sets of images, against the test split.
 
     Args:
-        before, after: (N, 84), where row i of both is of images that were made from the same noise.
+        before, after: (N, 84), where row i of both belongs to an image made from the same noise.
         weights: the classifier whose features they are.
     """
     return frechet_change(before, after, _test_features(weights, data_dir))

@@ -42,7 +42,7 @@ TITLE = "Where the network's error sits"
 TABLES = ("ranges", "ranges-changes")
 FIGURES = {}
 
-STEPS = 10
+STEPS = 10  # with 20 the networks are nearer to the exact denoiser, see exact.py
 RANGES = list(pairwise((-math.inf, -3.0, -1.0, 1.0, math.inf)))  # low < log-SNR <= high
 
 Text = Callable[[str, str, float], str]  # of a model, a mixture that changes it, and eta
