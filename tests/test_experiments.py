@@ -337,7 +337,7 @@ def test_a_plan_counts_the_missing_trainings_with_their_samples(tmp_path):
     it = study_in(tmp_path)
     plan = Plan.of(it)
     assert not plan.trained(it.trainings).rows
-    calls = 3 * 640 + 100 * (10 + 20) * 2  # to train, and to sample
+    calls = 3 * 640 + 100 * 20 * 2  # to train, and to sample
     assert plan.missing == {training.name: calls for training in it.trainings}
 
 
